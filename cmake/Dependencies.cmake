@@ -1,0 +1,35 @@
+# What flash3 stands on. A system package where it is new enough, else a pinned release.
+find_package(Threads REQUIRED)
+find_package(Python3 3.9 COMPONENTS Interpreter)
+
+find_package(fmt 8.1 REQUIRED)
+
+# Highway: native bfloat16 products need 1.2, newer than some distributions ship.
+find_package(hwy 1.2 CONFIG QUIET)
+if(hwy_FOUND)
+  add_library(flash3_highway ALIAS hwy::hwy)
+else()
+  include(FetchContent)
+  set(FLASH3_HIGHWAY_SOURCE "" CACHE PATH "A Highway 1.3.0 source tree, if it is not to be downloaded")
+  set(highway_source ${FLASH3_HIGHWAY_SOURCE})
+  if(NOT highway_source)
+    set(highway_source ${PROJECT_SOURCE_DIR}/.cache/highway-1.3.0)  # shared by all build folders
+    if(NOT EXISTS ${highway_source}/CMakeLists.txt)
+      message(STATUS "Highway 1.2 or later is not installed: downloading 1.3.0")
+      if(NOT Python3_FOUND)
+        message(FATAL_ERROR "Downloading Highway needs python3. Or install libhwy-dev 1.2 or later, or set FLASH3_HIGHWAY_SOURCE.")
+      endif()
+      execute_process(COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/fetch_highway.py ${highway_source}
+        COMMAND_ERROR_IS_FATAL ANY)
+    endif()
+  endif()
+  set(HWY_ENABLE_CONTRIB OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_EXAMPLES OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_TESTS OFF CACHE BOOL "" FORCE)
+  set(HWY_ENABLE_INSTALL OFF CACHE BOOL "" FORCE)
+  set(HWY_FORCE_STATIC_LIBS ON CACHE BOOL "" FORCE)
+  add_subdirectory(${highway_source} ${CMAKE_BINARY_DIR}/_deps/highway-build EXCLUDE_FROM_ALL)
+  get_target_property(highway_includes hwy INTERFACE_INCLUDE_DIRECTORIES)
+  set_target_properties(hwy PROPERTIES INTERFACE_SYSTEM_INCLUDE_DIRECTORIES "${highway_includes}")
+  add_library(flash3_highway ALIAS hwy)
+endif()
