@@ -1,0 +1,21 @@
+// The passes, compiled once for each instruction set and chosen at run time.
+#pragma once
+
+#include "core/problem.h"
+
+namespace flash3::cpu {
+
+// Threads must be at least 1.
+void run_forward_kernel(const core::ForwardProblem& problem, int threads);
+void run_backward_kernel(const core::BackwardProblem& problem, int threads);
+
+// What the instruction set in use is, for a person, and how it multiplies.
+struct KernelInfo {
+  const char* instructions;
+  int lanes;
+  bool multiplies_bfloat16;
+  int strip;  // query rows that are computed together
+};
+KernelInfo kernel_info();
+
+}  // namespace flash3::cpu

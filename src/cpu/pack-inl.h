@@ -1,0 +1,231 @@
+// Rows of tensors become operands of the micro-kernel: converted, padded with zeros, and laid out in units.
+
+#if defined(FLASH3_CPU_PACK_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FLASH3_CPU_PACK_INL_H_
+#undef FLASH3_CPU_PACK_INL_H_
+#else
+#define FLASH3_CPU_PACK_INL_H_
+#endif
+
+#include <array>
+#include <cstring>
+
+#include "core/half.h"
+#include "cpu/gemm-inl.h"
+#include "flash3/tensor.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace flash3::cpu {
+namespace HWY_NAMESPACE {
+
+// ---- Rows in and out: float, or bfloat16 bits where the processor multiplies those.
+
+// Converts a row to floats and fills it up with zeros to `padded`. Returns whether all of it is finite.
+inline bool load_row(const void* source, DType dtype, std::int64_t size, std::int64_t padded, float* HWY_RESTRICT out) {
+  Vector poison = hn::Zero(lanes_tag);  // x * 0 is 0 if x is finite, else NaN
+  std::int64_t i = 0;
+  const auto whole_vectors = [&](auto load) {
+    for (; i + lanes <= size; i += lanes) {
+      const Vector x = load(i);
+      poison = hn::MulAdd(x, hn::Zero(lanes_tag), poison);
+      hn::StoreU(x, lanes_tag, out + i);
+    }
+  };
+  float rest = 0;
+  const auto tail = [&](const auto* p) {
+    for (; i < size; ++i) {
+      out[i] = core::to_float(p[i]);
+      rest += out[i] * 0;
+    }
+  };
+  switch (dtype) {
+    case DType::float16: {
+      const hn::Rebind<hwy::float16_t, Float> halves;
+      const auto* p = static_cast<const hwy::float16_t*>(source);
+      whole_vectors([&](std::int64_t at) { return hn::PromoteTo(lanes_tag, hn::LoadU(halves, p + at)); });
+      tail(static_cast<const core::float16*>(source));
+      break;
+    }
+    case DType::bfloat16: {
+      const hn::Rebind<hwy::bfloat16_t, Float> halves;
+      const auto* p = static_cast<const hwy::bfloat16_t*>(source);
+      whole_vectors([&](std::int64_t at) { return hn::PromoteTo(lanes_tag, hn::LoadU(halves, p + at)); });
+      tail(static_cast<const core::bfloat16*>(source));
+      break;
+    }
+    default: {
+      const auto* p = static_cast<const float*>(source);
+      whole_vectors([&](std::int64_t at) { return hn::LoadU(lanes_tag, p + at); });
+      tail(p);
+    }
+  }
+  for (; i < padded; ++i) out[i] = 0;
+  return rest == 0 && hn::AllFalse(lanes_tag, hn::IsNaN(poison));
+}
+
+inline bool load_row(const void* source, DType, std::int64_t size, std::int64_t padded,
+                     std::uint16_t* HWY_RESTRICT out) {
+  std::memcpy(out, source, static_cast<std::size_t>(size) * 2);
+  std::memset(out + size, 0, static_cast<std::size_t>(padded - size) * 2);
+  bool finite = true;
+  for (std::int64_t i = 0; i < size; ++i) finite &= (out[i] & 0x7f80) != 0x7f80;
+  return finite;
+}
+
+inline void store_row(const float* HWY_RESTRICT row, std::int64_t size, DType dtype, void* target) {
+  std::int64_t i = 0;
+  switch (dtype) {
+    case DType::float16: {
+      const hn::Rebind<hwy::float16_t, Float> halves;
+      auto* p = static_cast<core::float16*>(target);
+      for (; i + lanes <= size; i += lanes) {
+        hn::StoreU(hn::DemoteTo(halves, hn::LoadU(lanes_tag, row + i)), halves,
+                   reinterpret_cast<hwy::float16_t*>(p + i));
+      }
+      for (; i < size; ++i) p[i] = core::to_float16(row[i]);
+      break;
+    }
+    case DType::bfloat16: {
+      const hn::Rebind<hwy::bfloat16_t, Float> halves;
+      auto* p = static_cast<core::bfloat16*>(target);
+      for (; i + lanes <= size; i += lanes) {
+        hn::StoreU(hn::DemoteTo(halves, hn::LoadU(lanes_tag, row + i)), halves,
+                   reinterpret_cast<hwy::bfloat16_t*>(p + i));
+      }
+      for (; i < size; ++i) p[i] = core::to_bfloat16(row[i]);
+      break;
+    }
+    default:
+      std::memcpy(target, row, static_cast<std::size_t>(size) * sizeof(float));
+  }
+}
+
+// ---- Layouts
+
+// out[column][row] = in[row][column] for 32-bit elements.
+HWY_NOINLINE void transpose(const Unit* HWY_RESTRICT in, std::int64_t in_stride, std::int64_t rows,
+                            std::int64_t columns, Unit* HWY_RESTRICT out, std::int64_t out_stride) {
+  const hn::FixedTag<Unit, 4> four;
+  const hn::Repartition<std::uint64_t, decltype(four)> two;
+  std::int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const Unit* from = in + r * in_stride;
+    std::int64_t c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      const auto r0 = hn::LoadU(four, from + c), r1 = hn::LoadU(four, from + in_stride + c);
+      const auto r2 = hn::LoadU(four, from + 2 * in_stride + c), r3 = hn::LoadU(four, from + 3 * in_stride + c);
+      const auto low01 = hn::BitCast(two, hn::InterleaveLower(four, r0, r1));
+      const auto low23 = hn::BitCast(two, hn::InterleaveLower(four, r2, r3));
+      const auto high01 = hn::BitCast(two, hn::InterleaveUpper(four, r0, r1));
+      const auto high23 = hn::BitCast(two, hn::InterleaveUpper(four, r2, r3));
+      Unit* to = out + c * out_stride + r;
+      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(two, low01, low23)), four, to);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(two, low01, low23)), four, to + out_stride);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(two, high01, high23)), four, to + 2 * out_stride);
+      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(two, high01, high23)), four, to + 3 * out_stride);
+    }
+    for (; c < columns; ++c) {
+      for (std::int64_t i = 0; i < 4; ++i) out[c * out_stride + r + i] = from[i * in_stride + c];
+    }
+  }
+  for (; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+  }
+}
+
+// What the two kinds of units hold, and how rows become "depth-major" operands: for each unit of depth (one row, or a
+// pair of rows), `width` columns side by side.
+struct FloatLayout {
+  using Element = float;
+  static constexpr std::int64_t per_unit = 1;
+
+  static void depth_major(const float* HWY_RESTRICT rows, std::int64_t stride, std::int64_t count, std::int64_t width,
+                          Unit* HWY_RESTRICT out, std::int64_t out_stride) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      std::memcpy(out + r * out_stride, rows + r * stride, static_cast<std::size_t>(width) * sizeof(float));
+    }
+  }
+};
+
+struct PairLayout {
+  using Element = std::uint16_t;
+  static constexpr std::int64_t per_unit = 2;
+
+  static void depth_major(const std::uint16_t* HWY_RESTRICT rows, std::int64_t stride, std::int64_t count,
+                          std::int64_t width, Unit* HWY_RESTRICT out, std::int64_t out_stride) {
+    const hn::FixedTag<std::uint16_t, 8> eight;
+    for (std::int64_t r = 0; r < count; r += 2) {
+      const std::uint16_t* first = rows + r * stride;
+      const std::uint16_t* second = first + stride;
+      auto* to = reinterpret_cast<std::uint16_t*>(out + r / 2 * out_stride);
+      std::int64_t c = 0;
+      for (; c + 8 <= width; c += 8) {
+        const auto a = hn::LoadU(eight, first + c), b = hn::LoadU(eight, second + c);
+        hn::StoreU(hn::InterleaveLower(eight, a, b), eight, to + 2 * c);
+        hn::StoreU(hn::InterleaveUpper(eight, a, b), eight, to + 2 * c + 8);
+      }
+      for (; c < width; ++c) {
+        to[2 * c] = first[c];
+        to[2 * c + 1] = second[c];
+      }
+    }
+  }
+};
+
+// One element of an operand, as a float: the slow way in, for the paths that must be exact row by row.
+inline float element(float x) { return x; }
+inline float element(std::uint16_t x) { return core::to_float(core::bfloat16{x}); }
+
+template <class Layout>
+float depth_major_element(const Unit* operand, std::int64_t stride, std::int64_t depth, std::int64_t column) {
+  const auto* units = reinterpret_cast<const typename Layout::Element*>(operand + depth / Layout::per_unit * stride);
+  return element(units[column * Layout::per_unit + depth % Layout::per_unit]);
+}
+
+// How each kind of unit is computed with and laid out.
+struct FloatKind : FloatUnits, FloatLayout {};
+
+inline const void* at_offset(const void* data, DType dtype, std::int64_t offset) {
+  return static_cast<const std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
+}
+inline void* at_offset(void* data, DType dtype, std::int64_t offset) {
+  return static_cast<std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
+}
+#if HWY_NATIVE_DOT_BF16
+struct PairKind : Bfloat16Pairs, PairLayout {
+  // Lane by lane, two floats rounded to bfloat16 as one unit.
+  static HWY_INLINE Vector pair(Vector first, Vector second) {
+    const hn::Repartition<std::uint16_t, Float> sixteen;
+    alignas(64) static constexpr auto order = [] {
+      std::array<std::uint16_t, 2 * lanes> o{};
+      for (std::uint16_t i = 0; i < lanes; ++i) {
+        o[2 * i] = i;
+        o[2 * i + 1] = static_cast<std::uint16_t>(lanes + i);
+      }
+      return o;
+    }();
+    return hn::BitCast(lanes_tag,
+                       hn::TableLookupLanes(in_order(first, second), hn::SetTableIndices(sixteen, order.data())));
+  }
+
+  // Two rows of bfloat16.
+  static HWY_INLINE void store_rows(Vector first, Vector second, std::uint16_t* HWY_RESTRICT at, std::int64_t stride) {
+    const hn::Half<hn::Repartition<std::uint16_t, Float>> half;
+    const auto both = in_order(first, second);
+    hn::StoreU(hn::LowerHalf(half, both), half, at);
+    hn::StoreU(hn::UpperHalf(half, both), half, at + stride);
+  }
+
+  // The lanes of one vector after those of the other, rounded to bfloat16.
+  static HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, Float>> in_order(Vector first, Vector second) {
+    const hn::Repartition<hwy::bfloat16_t, Float> halves;
+    return hn::BitCast(hn::Repartition<std::uint16_t, Float>(), hn::OrderedDemote2To(halves, first, second));
+  }
+};
+#endif
+
+}  // namespace HWY_NAMESPACE
+}  // namespace flash3::cpu
+HWY_AFTER_NAMESPACE();
+
+#endif
