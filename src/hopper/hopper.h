@@ -1,0 +1,20 @@
+// The whole instruction room, for kernels.
+#pragma once
+
+#include "hopper/block.h"
+#include "hopper/cluster.h"
+#include "hopper/fence.h"
+#include "hopper/global.h"
+#include "hopper/grid.h"
+#include "hopper/layout.h"
+#include "hopper/math.h"
+#include "hopper/matrix.h"
+#include "hopper/mbarrier.h"
+#include "hopper/product.h"
+#include "hopper/ring.h"
+#include "hopper/shared.h"
+#include "hopper/tile.h"
+#include "hopper/tile_copy.h"
+#include "hopper/tma.h"
+#include "hopper/warp.h"
+#include "hopper/wgmma.h"
