@@ -1,0 +1,119 @@
+// The forward kernel's types: element, tile shape, shared memory as one struct with every barrier named by its event.
+#pragma once
+
+#include "hopper/hopper.h"
+#include "plan/tiles.h"
+
+namespace flash3::forward_kernels::inline FLASH3_MACHINE {
+
+template <class T, int head_dim_, int head_dim_v_, int block_kv_ = 0>
+struct Config {
+  static constexpr plan::ForwardTile tile = plan::forward_tile(head_dim_, head_dim_v_, block_kv_);
+  static_assert(tile.warpgroups > 0, "these head dimensions are not in kernels.def");
+
+  using Element = T;
+  static constexpr int head_dim = head_dim_;
+  static constexpr int head_dim_v = head_dim_v_;
+  static constexpr int warpgroups = tile.warpgroups;
+  static constexpr int block_q = tile.block_q();
+  static constexpr int block_kv = tile.block_kv;
+  static constexpr int stages = tile.stages;
+  static constexpr int q_stages = tile.q_stages;
+  static constexpr int threads = tile.threads();
+  static constexpr int producer_registers = tile.producer_registers();
+  static constexpr int consumer_registers = tile.consumer_registers();
+  static constexpr bool out_apart = q_stages > 1;
+};
+
+// Named barriers: 0 is the whole block's.
+enum NamedBarrier : int {
+  out_buffer = 1,  // + warpgroup: its 128 threads agree about its out buffer
+};
+
+// What the scheduler tells the others about a tile: where its tensors are, and which blocks of keys it visits. It stays
+// in shared memory, and fields are read where they are needed: registers are dearer.
+enum TileField : int {
+  tile_valid,     // 0: no tile is left
+  tile_head,      // of query's map
+  tile_position,  // of the tile's first row in its sequence
+  tile_q_batch,
+  tile_q_row,
+  tile_seqlen_q,
+  tile_kv_batch,
+  tile_kv_row,
+  tile_seqlen_kv,
+  tile_block_begin,
+  tile_block_end,  // visited from the last to the first
+  tile_visible_begin,
+  tile_visible_end,  // keys that some query of the sequence sees
+  tile_shares,       // from here on, for each warpgroup, its share:
+};
+
+// Of a tile's blocks, those that one of a warpgroup's 64 rows sees; and of those the ones that need no mask, because
+// all of its rows see all of them.
+enum ShareField : int { share_block_begin, share_full_begin, share_full_end, share_block_end, share_fields };
+
+inline constexpr int most_warpgroups = 4;
+inline constexpr int tile_fields = tile_shares + share_fields * most_warpgroups;
+inline constexpr int work_stages = 4;
+
+// Where a warpgroup's output waits for its store: a buffer of its own, or its part of Q, which is done with by then.
+template <class C, bool apart = C::out_apart>
+struct OutBuffers {
+  hopper::SharedTile<typename C::Element, 64, C::head_dim_v> tile[C::warpgroups];
+};
+template <class C>
+struct OutBuffers<C, false> {};
+
+// Where tile number `count` of a block stands in a ring of a power of two of stages.
+template <int stages>
+FLASH3_DEVICE hopper::RingPosition<stages> position_of(unsigned count) {
+  static_assert((stages & (stages - 1)) == 0);
+  return {static_cast<int>(count % stages), count / stages % 2};
+}
+
+using TileArray = hopper::SharedArray<int, tile_fields * work_stages>;
+
+// One tile's fields.
+struct Tile {
+  TileArray& fields;
+  int at;
+
+  FLASH3_DEVICE int operator[](TileField field) const { return fields.load(at + field); }
+  FLASH3_DEVICE int share(int warpgroup, ShareField field) const {
+    return fields.load(at + tile_shares + warpgroup * share_fields + field);
+  }
+  FLASH3_DEVICE void set(int field, int value) { fields.store(at + field, value); }
+};
+
+template <class C>
+struct Shared {
+  using T = typename C::Element;
+  using QTile = hopper::SharedTile<T, 64, C::head_dim>;
+  using OutTile = hopper::SharedTile<T, 64, C::head_dim_v>;
+
+  QTile q[C::q_stages][C::warpgroups];
+  hopper::SharedTile<T, C::block_kv, C::head_dim> k[C::stages];
+  // Rows of whole 128-byte panels: one row of a panel is what TMA can bring alone (see load_value).
+  hopper::SharedTile<T, C::block_kv, C::tile.v_columns()> v[C::stages];
+  OutBuffers<C> out_buffers;
+
+  hopper::Ring<C::q_stages> q_ring;  // full: Q has landed; empty: its readers (and out, if it goes through it) are done
+  hopper::Ring<C::stages> k_ring;    // full: K has landed; empty: every warp's Q K^T has read it
+  hopper::Ring<C::stages> v_ring;    // full: V has landed; empty: every warp's P V has read it
+  hopper::Ring<work_stages> work_ring;  // full: a tile is named; empty: everybody is done with it
+  TileArray tiles;
+
+  FLASH3_DEVICE Tile tile(const hopper::RingPosition<work_stages>& at) { return {tiles, at.stage * tile_fields}; }
+
+  FLASH3_DEVICE OutTile& out(int warpgroup) {
+    if constexpr (C::out_apart) {
+      return out_buffers.tile[warpgroup];
+    } else {
+      static_assert(sizeof(OutTile) <= sizeof(QTile));
+      return reinterpret_cast<OutTile&>(q[0][warpgroup]);
+    }
+  }
+};
+
+}  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

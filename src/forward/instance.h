@@ -1,0 +1,23 @@
+// One compiled kernel and how it is started. Each line of kernels.def is compiled in a translation unit of its own,
+// once for each dtype: that file includes this one and says FLASH3_FORWARD_INSTANCE(dtype, head_dim, head_dim_v,
+// block_kv).
+#pragma once
+
+#include "forward/kernel.h"
+#include "forward/start.h"
+
+#define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, block_kv)                                        \
+  namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                              \
+  template <>                                                                                             \
+  hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, block_kv>(const Params& params, int blocks, \
+                                                                        hopper::Stream stream) {          \
+    using C = Config<hopper::T, head_dim, head_dim_v, block_kv>;                                          \
+    static_assert(sizeof(Shared<C>) <= static_cast<std::size_t>(C::tile.shared_bytes()));                 \
+    hopper::LaunchShape shape;                                                                            \
+    shape.grid[0] = blocks;                                                                               \
+    shape.threads = C::threads;                                                                           \
+    shape.shared_bytes = sizeof(Shared<C>);                                                               \
+    shape.stream = stream;                                                                                \
+    return hopper::launch(forward_kernel<C>, shape, params);                                              \
+  }                                                                                                       \
+  }

@@ -1,0 +1,118 @@
+// The producers: two threads that have TMA bring Q, K and V, as far ahead as the rings allow.
+#pragma once
+
+#include "forward/scheduler.h"
+
+namespace flash3::forward_kernels::inline FLASH3_MACHINE {
+
+using namespace hopper;
+
+template <class C>
+FLASH3_DEVICE void load_key(const Params& params, Shared<C>& shared, RingPosition<C::stages>& at, int row, int head,
+                            int batch) {
+  wait_empty(shared.k_ring, at);
+  announce(shared.k_ring, at, shared.k[0].byte_count);
+  load_tile(shared.k[at.stage], params.key, {0, row, head, batch}, shared.k_ring.full[at.stage]);
+  at.advance();
+}
+
+// The product P V multiplies every row of V in the block, those that nobody may see by probability 0, and 0 x NaN is
+// NaN: rows that no query of the sequence sees (padding, another sequence) must not come in. A block that has some is
+// brought in pieces of 8 rows and of 1, the invisible ones from beyond the tensor's end, where TMA fills with zero.
+template <class C>
+FLASH3_DEVICE void load_value(const Params& params, Shared<C>& shared, RingPosition<C::stages>& at, const Tile& tile,
+                              int head, int block) {
+  auto& v = shared.v[at.stage];
+  Barrier& full = shared.v_ring.full[at.stage];
+  const int begin = block * C::block_kv, row0 = tile[tile_kv_row], batch = tile[tile_kv_batch];
+  const int visible_begin = tile[tile_visible_begin], visible_end = tile[tile_visible_end];
+  // Of a sequence that ends with the tensor, TMA fills the rest anyway.
+  const bool ends_inside = begin + C::block_kv > visible_end && row0 + visible_end < params.rows_kv;
+  wait_empty(shared.v_ring, at);
+  announce(shared.v_ring, at, v.byte_count);
+  if (begin >= visible_begin && !ends_inside) {
+    load_tile(v, params.value, {0, row0 + begin, head, batch}, full);
+  } else {
+    FLASH3_NO_UNROLL
+    for (int row = 0; row < C::block_kv; row += 8) {
+      const int first = begin + row;
+      const bool none = first + 8 <= visible_begin || first >= visible_end;
+      const bool all = first >= visible_begin && first + 8 <= visible_end;
+      FLASH3_NO_UNROLL
+      for (int panel = 0; panel < v.panels; ++panel) {
+        const SharedAddress target = v.panel(panel) + static_cast<unsigned>(row * v.row_bytes);
+        const int column = panel * v.panel_columns;
+        if (none || all) {
+          cp_async_bulk_tensor_load(target, params.value_rows_8,
+                                    {column, none ? params.rows_kv : row0 + first, head, batch}, full);
+          continue;
+        }
+        FLASH3_NO_UNROLL
+        for (int r = 0; r < 8; ++r) {
+          const bool seen = first + r >= visible_begin && first + r < visible_end;
+          cp_async_bulk_tensor_load(target + static_cast<unsigned>(r * v.row_bytes), params.value_rows_1,
+                                    {column, seen ? row0 + first + r : params.rows_kv, head, batch}, full);
+        }
+      }
+    }
+  }
+  at.advance();
+}
+
+template <class C>
+FLASH3_DEVICE void load_query(const Params& params, Shared<C>& shared, RingPosition<C::q_stages>& at,
+                              const Tile& tile) {
+  wait_empty(shared.q_ring, at);
+  announce(shared.q_ring, at, C::warpgroups * shared.q[0][0].byte_count);
+  const int positions = 64 / params.group;
+  FLASH3_NO_UNROLL
+  for (int w = 0; w < C::warpgroups; ++w) {
+    load_tile(shared.q[at.stage][w], params.query,
+              {0, 0, tile[tile_q_row] + tile[tile_position] + w * positions, tile[tile_head], tile[tile_q_batch]},
+              shared.q_ring.full[at.stage], CacheHint::evict_first);
+  }
+  at.advance();
+}
+
+template <class C>
+FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
+  RingPosition<C::q_stages> q_at;
+  RingPosition<C::stages> k_at;
+  RingPosition<work_stages> work_at;
+  for (;;) {
+    wait_full(shared.work_ring, work_at);
+    const Tile tile = shared.tile(work_at);
+    if (!tile[tile_valid]) return;
+    load_query<C>(params, shared, q_at, tile);
+    const int head = tile[tile_head] / params.heads_per_key;
+    const int begin = tile[tile_block_begin];
+    FLASH3_NO_UNROLL
+    for (int block = tile[tile_block_end] - 1; block >= begin; --block) {
+      load_key<C>(params, shared, k_at, tile[tile_kv_row] + block * C::block_kv, head, tile[tile_kv_batch]);
+    }
+    release(shared.work_ring, work_at);
+    work_at.advance();
+  }
+}
+
+// V has a thread of its own, in another warp: it is needed a step later than K, and waits for other stages.
+template <class C>
+FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
+  RingPosition<C::stages> v_at;
+  RingPosition<work_stages> work_at;
+  for (;;) {
+    wait_full(shared.work_ring, work_at);
+    const Tile tile = shared.tile(work_at);
+    if (!tile[tile_valid]) return;
+    const int head = tile[tile_head] / params.heads_per_key;
+    const int begin = tile[tile_block_begin];
+    FLASH3_NO_UNROLL
+    for (int block = tile[tile_block_end] - 1; block >= begin; --block) {
+      load_value<C>(params, shared, v_at, tile, head, block);
+    }
+    release(shared.work_ring, work_at);
+    work_at.advance();
+  }
+}
+
+}  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

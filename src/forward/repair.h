@@ -1,0 +1,111 @@
+// The rare rows that a NaN or inf in V reached although they do not see it: computed anew, one at a time.
+//
+// A masked block multiplies every V row in it, with probability 0 where a query does not see the key; 0 x NaN and 0 x
+// inf are NaN. V rows that no query of the sequence sees never get here (producer.h). For the others, which some rows
+// of the tile see and some do not, the main loop pays nothing: a NaN in the sum cannot get lost, so it shows in O.
+#pragma once
+
+#include "forward/mainloop.h"
+
+namespace flash3::forward_kernels::inline FLASH3_MACHINE {
+
+using namespace hopper;
+
+template <class T>
+FLASH3_DEVICE float load_element(const Address<const void*>& tensor, int batch, int row, int head, int column) {
+  const auto* source = static_cast<const unsigned short*>(tensor.data) + batch * tensor.batch_stride +
+                       row * tensor.row_stride + head * tensor.head_stride + column;
+  return unpack_low<T>(load_global_constant(source));
+}
+
+// One warp computes one row; `reference` and `factor` are known from the main loop, in which scores were masked.
+template <class C>
+FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, int position, float reference,
+                              float factor, typename Shared<C>::OutTile& buffer) {
+  using T = typename C::Element;
+  constexpr int columns = C::head_dim_v / 32, inner = C::head_dim / 32;
+  const int lane = opaque(lane_index());  // nothing of this shall wait in registers
+  const int head = tile[tile_head] * params.group + row % params.group;
+  const int key_head = tile[tile_head] / params.heads_per_key;
+  const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
+  const Range keys =
+      core::keys_seen_by_any(band_of(params, seqlen_q, seqlen_kv), rows_from(position, 1, seqlen_q), seqlen_kv);
+  float query[inner], sum[columns];
+  FLASH3_UNROLL
+  for (int i = 0; i < inner; ++i) {
+    const int d = lane + 32 * i;
+    query[i] = d < params.head_dim
+                   ? load_element<T>(params.query_address, tile[tile_q_batch], tile[tile_q_row] + position, head, d)
+                   : 0;
+  }
+  FLASH3_UNROLL
+  for (int i = 0; i < columns; ++i) sum[i] = 0;
+  FLASH3_NO_UNROLL
+  for (int key = keys.begin; key < keys.end; ++key) {
+    const int key_row = tile[tile_kv_row] + key, batch = tile[tile_kv_batch];
+    float score = 0;
+    FLASH3_UNROLL
+    for (int i = 0; i < inner; ++i) {
+      const int d = lane + 32 * i;
+      if (d < params.head_dim) score += query[i] * load_element<T>(params.key_address, batch, key_row, key_head, d);
+    }
+    FLASH3_UNROLL
+    for (int distance = 16; distance > 0; distance /= 2) score += shuffle_xor(score, distance);
+    score = transform_score(params, score);
+    const float probability = exp2_approx(fused_multiply_add(score, params.exponent_scale, -reference));
+    FLASH3_UNROLL
+    for (int i = 0; i < columns; ++i) {
+      const int d = lane + 32 * i;
+      if (d < params.head_dim_v) {
+        sum[i] += probability * load_element<T>(params.value_address, batch, key_row, key_head, d);
+      }
+    }
+  }
+  FLASH3_UNROLL
+  for (int i = 0; i < columns; ++i) {
+    store_shared_2(buffer.address(row, lane + 32 * i),
+                   static_cast<unsigned short>(pack<T>(sum[i] * factor, 0) & 0xffffu));
+  }
+}
+
+// Which of a thread's two rows have a NaN in O and none in their sum of probabilities: a row that has seen one in Q or
+// K is NaN by right. False where nothing was masked.
+template <class C>
+FLASH3_DEVICE void find_bad_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
+                                 const float (&factor)[2], bool (&bad)[2]) {
+  bad[0] = bad[1] = false;
+  if (tile.share(warpgroup, share_block_begin) == tile.share(warpgroup, share_full_begin) &&
+      tile.share(warpgroup, share_block_end) == tile.share(warpgroup, share_full_end)) {
+    return;
+  }
+  float sum[2] = {0, 0};
+  FLASH3_UNROLL
+  for (int i = 0; i < C::head_dim_v / 2; ++i) sum[half_of(i)] += out[i];
+  FLASH3_UNROLL
+  for (int half = 0; half < 2; ++half) bad[half] = sum[half] != sum[half] && factor[half] == factor[half];
+}
+
+// After O has been staged in the warpgroup's buffer: each warp mends its own 16 rows there.
+template <class C>
+FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const Rows& rows,
+                               const float (&factor)[2], const bool (&bad)[2], typename Shared<C>::OutTile& buffer) {
+  if (!vote_any(bad[0] || bad[1])) return;
+  FLASH3_NO_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const unsigned lanes = vote_ballot(half == 0 ? bad[0] : bad[1]);
+    sync_warp();  // what the warp staged, any of its lanes may overwrite
+    FLASH3_NO_UNROLL
+    for (int quad = 0; quad < 8; ++quad) {
+      if ((lanes >> (4 * quad) & 0xfu) == 0) continue;
+      const int row = opaque(thread_index()) % 128 / 32 * 16 + half * 8 + quad;
+      const int position = position_of_share(params, tile, warpgroup) + row / params.group;
+      const float reference = shuffle(half == 0 ? rows.reference[0] : rows.reference[1], 4 * quad);
+      const float row_factor = shuffle(half == 0 ? factor[0] : factor[1], 4 * quad);
+      if (position < tile[tile_seqlen_q]) {
+        repair_row<C>(params, tile, row, position, reference, row_factor, buffer);
+      }
+    }
+  }
+}
+
+}  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

@@ -1,0 +1,71 @@
+// Tile shapes of the compiled kernels, and the budgets that they must keep: shared memory and registers, at compile
+// time.
+//
+// Plain constexpr integer code: the planner, the launcher and the kernels read the same numbers.
+#pragma once
+
+namespace flash3::plan {
+
+inline constexpr int shared_bytes_a_block = 232448;  // 227 KiB: what a block may have on sm_90
+inline constexpr int registers_an_sm = 65536;
+
+struct ForwardTile {
+  int head_dim = 0, head_dim_v = 0;
+  int warpgroups = 0;  // of consumers
+  int block_kv = 0;
+  int stages = 0;
+  int q_stages = 0;
+  const char* reason = "";
+
+  constexpr int block_q() const { return 64 * warpgroups; }
+  // Consumers and one warpgroup for the producer: setmaxnreg works on whole warpgroups.
+  constexpr int threads() const { return 128 * (warpgroups + 1); }
+
+  // A kernel starts with the same number of registers in every thread, a multiple of 8.
+  constexpr int launch_registers() const { return registers_an_sm / threads() / 8 * 8; }
+  constexpr int producer_registers() const { return warpgroups == 2 ? 40 : 32; }
+  constexpr int consumer_registers() const {
+    return (launch_registers() * (warpgroups + 1) - producer_registers()) / warpgroups / 8 * 8;
+  }
+  // Scores, probabilities in half the space, output; the rest is addresses, row state, masks.
+  constexpr int fragment_registers() const { return block_kv / 2 + block_kv / 4 + head_dim_v / 2; }
+
+  constexpr int q_bytes() const { return q_stages * block_q() * head_dim * 2; }
+  constexpr int k_bytes() const { return stages * block_kv * head_dim * 2; }
+  constexpr int v_columns() const { return (head_dim_v + 63) / 64 * 64; }  // V in panels of 64 columns
+  constexpr int v_bytes() const { return stages * block_kv * v_columns() * 2; }
+  constexpr int out_bytes() const { return q_stages > 1 ? block_q() * head_dim_v * 2 : 0; }
+  constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 1024; }
+
+  constexpr bool fits() const {
+    return shared_bytes() <= shared_bytes_a_block && fragment_registers() + 30 <= consumer_registers() &&
+           block_kv % 16 == 0 && head_dim % 32 == 0 && head_dim_v % 32 == 0 && (q_stages > 1 || head_dim_v <= head_dim);
+  }
+};
+
+inline constexpr ForwardTile forward_tiles[] = {
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason) \
+  {head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason},
+#include "plan/kernels.def"
+#undef FLASH3_FORWARD
+};
+
+constexpr bool all_tiles_fit() {
+  for (const ForwardTile& tile : forward_tiles) {
+    if (!tile.fits()) return false;
+  }
+  return true;
+}
+static_assert(all_tiles_fit(), "a tile of kernels.def exceeds shared memory or registers");
+
+// The tile compiled for exactly these head dimensions; the first of them, or the one with this block_kv.
+constexpr ForwardTile forward_tile(int head_dim, int head_dim_v, int block_kv = 0) {
+  for (const ForwardTile& tile : forward_tiles) {
+    if (tile.head_dim == head_dim && tile.head_dim_v == head_dim_v && (block_kv == 0 || tile.block_kv == block_kv)) {
+      return tile;
+    }
+  }
+  return {};
+}
+
+}  // namespace flash3::plan
