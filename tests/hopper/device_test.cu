@@ -1,0 +1,2 @@
+// The room's tests, for a GPU.
+#include "room_test.cpp"
