@@ -1,0 +1,1 @@
+"""flash3 inside other libraries. Each module is imported by who wants it."""
