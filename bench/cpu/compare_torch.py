@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times flash3 on the CPU beside PyTorch's scaled_dot_product_attention: same tensors, same threads, same run, in turns.
 
-    bench/cpu/compare_torch.py --library build/src/libflash3.so --json bench/results/cpu.json
+    bench/cpu/compare_torch.py --library build/release/src/libflash3.so --json bench/results/cpu.json
 
 Each figure is the median of several runs, the two libraries taking turns. Results are added to the JSON file, where they
 replace those of the same problem, so that a long grid can be measured in pieces. --markdown prints the file as a table.
@@ -49,6 +49,7 @@ class Options(ctypes.Structure):
 
 class Execution(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_size_t), ("engine", ctypes.c_int32), ("num_threads", ctypes.c_int32)]
+    _fields_ += [("stream", ctypes.c_void_p)]
 
 
 def arguments(*names):
@@ -56,6 +57,7 @@ def arguments(*names):
         _fields_ = [("struct_size", ctypes.c_size_t)]
         _fields_ += [(name, ctypes.POINTER(Tensor)) for name in names]
         _fields_ += [("options", ctypes.POINTER(Options))]
+        _fields_ += [("max_seqlen_q", ctypes.c_void_p), ("max_seqlen_k", ctypes.c_void_p)]
 
     return Arguments
 
@@ -205,7 +207,7 @@ def order(result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", type=pathlib.Path, default="build/src/libflash3.so")
+    parser.add_argument("--library", type=pathlib.Path, default="build/release/src/libflash3.so")
     parser.add_argument("--json", type=pathlib.Path, required=True, help="file that results are added to")
     parser.add_argument("--markdown", action="store_true", help="measure nothing: print the file as a table")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
