@@ -102,6 +102,7 @@ struct Shared {
   hopper::Ring<C::stages> k_ring;    // full: K has landed; empty: every warp's Q K^T has read it
   hopper::Ring<C::stages> v_ring;    // full: V has landed; empty: every warp's P V has read it
   hopper::Ring<work_stages> work_ring;  // full: a tile is named; empty: everybody is done with it
+  hopper::Barrier next_wanted;          // the keys of this tile are nearly all on their way: name the next
   TileArray tiles;
 
   FLASH3_DEVICE Tile tile(const hopper::RingPosition<work_stages>& at) { return {tiles, at.stage * tile_fields}; }

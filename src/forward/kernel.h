@@ -25,10 +25,10 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
     const bool accumulate = visit_blocks(params, shared, tile, self, q_at, rows, probabilities, out);
     if constexpr (C::out_apart) release_by_warp(shared.q_ring, q_at);
 
-    wait_full(shared.work_ring, position_of<work_stages>(count + 1));
-    const Tile next = shared.tile(position_of<work_stages>(count + 1));
     next_rows = Rows{};
-    begun = C::out_apart && next[tile_valid] && may_overlap<C>(tile, next, self.warpgroup);
+    const RingPosition<work_stages> next_at = position_of<work_stages>(count + 1);
+    const Tile next = shared.tile(next_at);
+    begun = C::out_apart && may_overlap<C>(shared, tile, next, next_at, self.warpgroup);
     if (begun) {
       end_and_begin_tile(params, shared, next, self, position_of<C::q_stages>(count + 1), next_rows, probabilities, out,
                          accumulate);
@@ -37,6 +37,7 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
     }
     finish_tile<C>(params, shared, tile, self.warpgroup, q_at, rows, out);
     release_by_warp(shared.work_ring, position_of<work_stages>(count));
+    wait_full(shared.work_ring, next_at);
   }
   if (owns_stores()) bulk_wait_group_read<0>();  // shared memory must outlive its last store
 }
@@ -50,6 +51,7 @@ forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
     shared.k_ring.init(4 * C::warpgroups);
     shared.v_ring.init(4 * C::warpgroups);
     shared.work_ring.init(4 * C::warpgroups + 2);
+    mbarrier_init(shared.next_wanted, 1);
     fence_mbarrier_init();
   }
   sync_block();

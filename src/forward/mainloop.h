@@ -76,11 +76,17 @@ template <class C>
 FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, int warpgroup, int block,
                                 Accumulator<C::block_kv>& scores, Rows& rows, float (&factor)[2]) {
   if (params.transform != Transform::none) transform_scores(params, scores);
-  if (block < tile.share(warpgroup, share_full_begin) || block >= tile.share(warpgroup, share_full_end)) {
-    mask_scores(scores, visible_keys(params, tile, warpgroup), block * C::block_kv);
+  const bool masked = block < tile.share(warpgroup, share_full_begin) || block >= tile.share(warpgroup, share_full_end);
+  if (masked) mask_scores(scores, visible_keys(params, tile, warpgroup), block * C::block_kv);
+  bool moved = masked || !rows.settled;
+  if (moved) {
+    settle_references(params, scores, rows, factor);
+    to_exponents(params, scores, rows);
+  } else {
+    moved = vote_any(to_exponents(params, scores, rows));
+    if (moved) raise_references(params, scores, rows, factor);
   }
-  const bool moved = move_references(params, scores, rows, factor);
-  exponentiate(params, scores, rows);
+  exponentiate(scores, rows);
   return moved;
 }
 
@@ -148,6 +154,7 @@ FLASH3_DEVICE bool visit_blocks(const Params& params, Shared<C>& shared, const T
     wgmma_wait_group<1>(scores);
     release_and_advance(shared.k_ring, self.k_at);
     const bool moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
+    before_waiting(rows.sum[0], rows.sum[1]);
     wgmma_wait_group<0>(out, probabilities);
     release_and_advance(shared.v_ring, self.v_at);
     if (moved) scale_rows(out, factor);
@@ -168,11 +175,14 @@ FLASH3_DEVICE void end_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& se
 }
 
 // Whether the end of this tile and the beginning of the next may overlap: the warpgroup then holds a stage of V while
-// it waits for keys of the next tile, and others must be able to get on meanwhile. Blocks that this warpgroup leaves
-// out are what could make them wait for each other.
+// it waits for the next tile's name and for its keys, and others must be able to get on meanwhile. Blocks that this
+// warpgroup leaves out are what could make them wait for each other.
 template <class C>
-FLASH3_DEVICE bool may_overlap(const Tile& tile, const Tile& next, int warpgroup) {
-  return blocks_after(tile, warpgroup) == 0 && blocks_before(next, warpgroup) <= C::stages;
+FLASH3_DEVICE bool may_overlap(Shared<C>& shared, const Tile& tile, const Tile& next,
+                               const RingPosition<work_stages>& next_at, int warpgroup) {
+  if (blocks_after(tile, warpgroup) != 0) return false;
+  wait_full(shared.work_ring, next_at);
+  return next[tile_valid] && blocks_before(next, warpgroup) <= C::stages;
 }
 
 // The last block's O += P V of one tile beside the first block's scores and exponentials of the next: the tensor cores
@@ -193,6 +203,7 @@ FLASH3_DEVICE void end_and_begin_tile(const Params& params, Shared<C>& shared, c
   release_and_advance(shared.k_ring, self.k_at);
   softmax_step<C>(params, next, self.warpgroup, next.share(self.warpgroup, share_block_end) - 1, scores, next_rows,
                   factor);
+  before_waiting(next_rows.sum[0], next_rows.sum[1]);
   wgmma_wait_group<0>(out, probabilities);
   release_and_advance(shared.v_ring, self.v_at);
   skip_stages(shared.v_ring, self.v_at, before);

@@ -85,9 +85,12 @@ FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
     if (!tile[tile_valid]) return;
     load_query<C>(params, shared, q_at, tile);
     const int head = tile[tile_head] / params.heads_per_key;
-    const int begin = tile[tile_block_begin];
+    const int begin = tile[tile_block_begin], end = tile[tile_block_end];
+    // With this many blocks still to come the scheduler has about twice a ring's length for its work.
+    const int nearly_done = begin + C::stages < end ? begin + C::stages : end - 1;
     FLASH3_NO_UNROLL
-    for (int block = tile[tile_block_end] - 1; block >= begin; --block) {
+    for (int block = end - 1; block >= begin; --block) {
+      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);
       load_key<C>(params, shared, k_at, tile[tile_kv_row] + block * C::block_kv, head, tile[tile_kv_batch]);
     }
     release(shared.work_ring, work_at);

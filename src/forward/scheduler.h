@@ -105,10 +105,12 @@ FLASH3_DEVICE bool make_tile(const Params& params, const Place& place, Tile tile
 }
 
 // The scheduler's whole life, in one thread. Which block takes a tile depends on the moment; what a tile's result is
-// does not.
+// does not. A tile is taken as late as its keys can still follow the last tile's without a gap: who took tiles in
+// advance would sit on them while other blocks run dry.
 template <class C>
 FLASH3_DEVICE void schedule(const Params& params, Shared<C>& shared) {
   RingPosition<work_stages> at;
+  RingPosition<1> wanted;
   wait_empty(shared.work_ring, at);
   FLASH3_NO_UNROLL
   for (int index = block_x(); index < params.tiles; index = grid_x() + atomic_add_global(&params.counter->next, 1)) {
@@ -117,6 +119,8 @@ FLASH3_DEVICE void schedule(const Params& params, Shared<C>& shared) {
     mbarrier_arrive(shared.work_ring.full[at.stage]);
     at.advance();
     wait_empty(shared.work_ring, at);
+    mbarrier_wait_parity(shared.next_wanted, wanted.parity);
+    wanted.advance();
   }
   shared.tile(at).set(tile_valid, 0);
   mbarrier_arrive(shared.work_ring.full[at.stage]);
