@@ -22,7 +22,7 @@ inline constexpr float ln_2 = 0.6931471805599453f;
 struct Rows {
   float reference[2] = {0, 0};  // in exponents; 0 while no key has been seen
   bool seen[2] = {false, false};
-  bool settled = false;    // every row of the warp has seen a key
+  bool settled = false;   // every row of the warp has seen a key
   float sum[2] = {0, 0};  // of this thread's columns
 };
 
