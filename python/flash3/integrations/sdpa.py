@@ -54,7 +54,7 @@ def _arguments(query, key, value, dropout_p, is_causal, attn_mask, scale):
     if attn_mask is not None:
         bias = attn_mask if attn_mask.dim() == 4 else attn_mask.expand(1, 1, *attn_mask.shape)
         bias = _last_contiguous(bias.expand(*bias.shape[:3], key.shape[1]))
-    options = (scale, is_causal, "top_left", None, None, 0.0, "automatic", 0)
+    options = (scale, is_causal, "top_left", None, None, 0.0, None, None, "automatic", 0)
     return (query, key, value, None, None, None, None, None, bias), options
 
 
