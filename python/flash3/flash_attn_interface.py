@@ -183,6 +183,7 @@ def flash_attn_with_kvcache(
         q: (batch, seqlen_q, heads_q, head_dim), or (total_q, heads_q, head_dim) with cu_seqlens_q.
         k_cache, v_cache: (batch, seqlen_cache, heads_kv, head_dim or head_dim_v).
         k, v: (batch, seqlen_new, heads_kv, ...), written into the caches from row cache_seqlens[b] on.
+        rotary_seqlens, rotary_interleaved: say how rotary_cos and rotary_sin are applied, which are not served.
         cache_seqlens: an int or int32 (batch): how many rows of the cache hold keys. Default: all; needed with k and v.
         others: as flash_attn_func.
 
@@ -197,7 +198,6 @@ def flash_attn_with_kvcache(
         cache_leftpad=cache_leftpad,
         page_table=page_table,
         cu_seqlens_k_new=cu_seqlens_k_new,
-        rotary_seqlens=rotary_seqlens,
         q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,

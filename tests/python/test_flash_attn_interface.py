@@ -116,6 +116,10 @@ def test_kvcache(qkv):
         assert torch.equal(k_cache[b, length + 3 :], before[b, length + 3 :])
         keys, values = (t[b, None, : length + 3] for t in (k_cache, v_cache))
         torch.testing.assert_close(out[b, None], flash3.attention(q[b, None], keys, values, causal=True))
+    again = fa.flash_attn_with_kvcache(
+        q, k_cache, v_cache, cache_seqlens=lengths + 3, causal=True, rotary_seqlens=lengths
+    )  # which rotates nothing without rotary_cos and rotary_sin: callers pass it always
+    assert torch.equal(again, out)
     out, lse, *rest = fa.flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=5, return_softmax_lse=True)
     torch.testing.assert_close(out, flash3.attention(q, k_cache[:, :5], v_cache[:, :5]))
     assert lse.shape == (2, 4, 3) and [t.numel() for t in rest] == [0, 0]
@@ -144,7 +148,7 @@ UNSERVED = {
     fa.flash_attn_func: ["qv", "q_descale", "k_descale", "v_descale", "attention_chunk"],
     fa.flash_attn_with_kvcache: [
         "qv", "rotary_cos", "rotary_sin", "cache_batch_idx", "cache_leftpad", "page_table", "cu_seqlens_k_new",
-        "rotary_seqlens", "q_descale", "k_descale", "v_descale", "attention_chunk",
+        "q_descale", "k_descale", "v_descale", "attention_chunk",
     ],
 }  # fmt: skip
 
