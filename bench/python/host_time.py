@@ -88,7 +88,9 @@ def numpy_cpu(shape):
         "the extension": lambda: _flash3.forward(inputs, out, None, options),
     }
     result = interleaved(calls, lambda: None)
-    result["the C++ call"] = round(statistics.median(_flash3.time_forward(inputs, out, options, 50) for _ in range(60)), 2)
+    result["the C++ call"] = round(
+        statistics.median(_flash3.time_forward(inputs, out, options, 50) for _ in range(60)), 2
+    )
     return {"microseconds": result}
 
 

@@ -89,7 +89,15 @@ def attention(
     return door(
         (query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias),
         (
-            softmax_scale, causal, alignment, window_left, window_right, softcap, max_seqlen_q, max_seqlen_k, engine,
+            softmax_scale,
+            causal,
+            alignment,
+            window_left,
+            window_right,
+            softcap,
+            max_seqlen_q,
+            max_seqlen_k,
+            engine,
             num_threads,
         ),
         out,
@@ -132,7 +140,15 @@ def plan(
     return _flash3.plan(
         (query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias),
         (
-            softmax_scale, causal, alignment, window_left, window_right, softcap, max_seqlen_q, max_seqlen_k, engine,
+            softmax_scale,
+            causal,
+            alignment,
+            window_left,
+            window_right,
+            softcap,
+            max_seqlen_q,
+            max_seqlen_k,
+            engine,
             num_threads,
         ),
         backward,

@@ -34,10 +34,10 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 def attend(inputs, options, out, return_lse):
     """flash3.attention for torch tensors; its arguments as tuples, in the order of flash3._attention."""
-    if not _is_compiling() and _is_eager(inputs[0]) and not _is_any_autocast_enabled():  # the short way
-        if not (_is_grad_enabled() and _requires_grad(inputs)):
-            out, lse = _run_forward(inputs, options, out, return_lse)
-            return (out, lse) if return_lse else out
+    plain = not _is_compiling() and _is_eager(inputs[0]) and not _is_any_autocast_enabled()
+    if plain and not (_is_grad_enabled() and _requires_grad(inputs)):
+        out, lse = _run_forward(inputs, options, out, return_lse)
+        return (out, lse) if return_lse else out
     return _attend(inputs, options, out, return_lse)
 
 

@@ -463,8 +463,7 @@ NB_MODULE(_flash3, m) {
   // For jax.ffi.register_ffi_target.
   m.attr("jax_forward") = nb::capsule(reinterpret_cast<void*>(&python::jax_forward), "xla._CUSTOM_CALL_TARGET");
   m.attr("jax_backward") = nb::capsule(reinterpret_cast<void*>(&python::jax_backward), "xla._CUSTOM_CALL_TARGET");
-  m.attr("jax_forward_gpu") =
-      nb::capsule(reinterpret_cast<void*>(&python::jax_forward_gpu), "xla._CUSTOM_CALL_TARGET");
+  m.attr("jax_forward_gpu") = nb::capsule(reinterpret_cast<void*>(&python::jax_forward_gpu), "xla._CUSTOM_CALL_TARGET");
   m.attr("jax_backward_gpu") =
       nb::capsule(reinterpret_cast<void*>(&python::jax_backward_gpu), "xla._CUSTOM_CALL_TARGET");
   m.def("current_stream", &python::current_stream);

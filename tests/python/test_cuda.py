@@ -3,6 +3,7 @@
 bench/hopper/run.sh --wheel FILE runs this beside the kernels' own tests.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -53,7 +54,11 @@ def make(batch=2, seqlen_q=77, seqlen_kv=130, heads=(4, 2), head_dim=64, head_di
     def tensor(seqlen, h, d):
         return torch.randn(batch, seqlen, h, d, device="cuda", dtype=torch.float32).to(dtype)
 
-    shapes = ((seqlen_q, heads[0], head_dim), (seqlen_kv, heads[1], head_dim), (seqlen_kv, heads[1], head_dim_v or head_dim))
+    shapes = (
+        (seqlen_q, heads[0], head_dim),
+        (seqlen_kv, heads[1], head_dim),
+        (seqlen_kv, heads[1], head_dim_v or head_dim),
+    )
     return [tensor(*shape) for shape in shapes]
 
 
@@ -135,8 +140,10 @@ def test_variable_length(bounded):
     query, key, value = (t[0] for t in make(batch=1, seqlen_q=270, seqlen_kv=270))
     cu = torch.tensor(lengths, dtype=torch.int32, device="cuda")
     bounds = {"max_seqlen_q": 129, "max_seqlen_k": 129} if bounded else {}
-    out, lse = flash3.attention(query, key, value, cu_seqlens_q=cu, cu_seqlens_k=cu, causal=True, return_lse=True, **bounds)
-    for first, last in zip(lengths, lengths[1:]):
+    out, lse = flash3.attention(
+        query, key, value, cu_seqlens_q=cu, cu_seqlens_k=cu, causal=True, return_lse=True, **bounds
+    )
+    for first, last in itertools.pairwise(lengths):
         if last > first:
             check(out[None, first:last], *(t[None, first:last] for t in (query, key, value)), causal=True)
     assert (out[260:] == 0).all() and torch.isneginf(lse[:, 260:]).all()
@@ -345,7 +352,9 @@ def test_kvcache():
         check(out[b, None], query[b, None], keys, values, lse[b, None], causal=True)
     parts = [flash3.attention(query, k_cache[:, a:b], v_cache[:, a:b], return_lse=True) for a, b in ((0, 20), (20, 64))]
     merged, _ = fa.flash_attn_combine(
-        torch.stack([o.float() for o, _ in parts]), torch.stack([s.transpose(1, 2) for _, s in parts]), out_dtype=out.dtype
+        torch.stack([o.float() for o, _ in parts]),
+        torch.stack([s.transpose(1, 2) for _, s in parts]),
+        out_dtype=out.dtype,
     )
     torch.testing.assert_close(merged, flash3.attention(query, k_cache, v_cache), rtol=2e-2, atol=2e-2)
 

@@ -167,7 +167,9 @@ def test_scheduler_metadata(qkv):
     metadata = fa.get_scheduler_metadata(2, 3, 12, 4, 2, 16, lengths, qkv_dtype=torch.float32, causal=True)
     options = {"cache_seqlens": lengths, "causal": True}
     expected = fa.flash_attn_with_kvcache(q, k_cache, v_cache, **options)
-    assert torch.equal(fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=metadata, **options), expected)
+    assert torch.equal(
+        fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=metadata, **options), expected
+    )
     other = fa.get_scheduler_metadata(2, 3, 12, 4, 2, 64, lengths)
     with pytest.raises(ValueError, match=r"scheduler_metadata: is for .* \[2, 4, 2, 64, 64\], accepted is one for"):
         fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=other, **options)

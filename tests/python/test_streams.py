@@ -58,8 +58,8 @@ def class_with_exchange_api(device_type, stream):
         out[0] = stream
         return 0
 
-    address = lambda f: ctypes.cast(f, ctypes.c_void_p).value  # noqa: E731
-    api = ExchangeApi(1, 3, None, None, None, None, address(borrow), address(current_stream))
+    addresses = (ctypes.cast(f, ctypes.c_void_p) for f in (borrow, current_stream))
+    api = ExchangeApi(1, 3, None, None, None, None, *addresses)
     members = {
         "__dlpack_c_exchange_api__": capsule(ctypes.addressof(api), b"dlpack_exchange_api"),
         "keep": (api, borrow, current_stream),
