@@ -28,6 +28,8 @@ def attention(
     cu_seqlens_k: Any = None,
     seqused_q: Any = None,
     seqused_k: Any = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     sinks: Any = None,
     bias: Any = None,
     return_lse: bool = False,
@@ -57,6 +59,9 @@ def attention(
         cu_seqlens_q, cu_seqlens_k: int32, (batch + 1): sequence b owns rows cu_seqlens[b] ... cu_seqlens[b + 1] - 1.
         seqused_q, seqused_k: int32, (batch): how many of a sequence's rows, from its first, are used. What later rows
             hold never matters; their output is 0 and their lse -inf (in a given `out` they are left as they are).
+        max_seqlen_q, max_seqlen_k: the longest sequence of cu_seqlens_q or cu_seqlens_k, or any number above it. Only
+            needed where cu_seqlens is on a GPU, whose lengths are not read back: a bound near the truth saves time
+            there, a bound below it leaves rows out. Elsewhere a bound below it is refused. Default: the total.
         sinks: float32, (heads_q): one logit a head that joins the denominator of every row that sees a key.
         bias: (batch or 1, heads_q or 1, seqlen_q or 1, seqlen_kv), float32 or query's dtype: added to the scores
             after scale and softcap.
@@ -76,13 +81,25 @@ def attention(
         NotImplementedError: the arguments are sound, but no engine that may run can do this (yet).
         Nothing has been written in any of these cases.
 
+    On a GPU the work is queued on the stream that is current in query's framework, and the call does not wait for it.
     Safe to call from many threads at once; the interpreter lock is released while the engine works.
     """
     kind = type(query)
     door = _doors.get(kind) or _find_door(kind)
     return door(
         (query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias),
-        (softmax_scale, causal, alignment, window_left, window_right, softcap, engine, num_threads),
+        (
+            softmax_scale,
+            causal,
+            alignment,
+            window_left,
+            window_right,
+            softcap,
+            max_seqlen_q,
+            max_seqlen_k,
+            engine,
+            num_threads,
+        ),
         out,
         return_lse,
     )
@@ -104,6 +121,8 @@ def plan(
     cu_seqlens_k: Any = None,
     seqused_q: Any = None,
     seqused_k: Any = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     sinks: Any = None,
     bias: Any = None,
     engine: Literal["automatic", "cuda", "cpu", "reference", "emulator"] = "automatic",
@@ -120,7 +139,18 @@ def plan(
     """
     return _flash3.plan(
         (query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias),
-        (softmax_scale, causal, alignment, window_left, window_right, softcap, engine, num_threads),
+        (
+            softmax_scale,
+            causal,
+            alignment,
+            window_left,
+            window_right,
+            softcap,
+            max_seqlen_q,
+            max_seqlen_k,
+            engine,
+            num_threads,
+        ),
         backward,
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 from flash3 import _flash3
 from flash3._outputs import has_unowned_rows, lse_shape, out_shape, refuse_gradient
 
+_array = np.ndarray
 _float32 = np.dtype(np.float32)
 _float64 = np.dtype(np.float64)
 
@@ -14,7 +15,7 @@ _float64 = np.dtype(np.float64)
 def attend(inputs, options, out, return_lse):
     query, _, value = inputs[:3]
     for tensor in inputs:
-        if type(tensor) is not np.ndarray and tensor is not None:
+        if tensor is not None and type(tensor) is not _array:
             _check_other_kind(inputs)
             break
     partial = has_unowned_rows(inputs)

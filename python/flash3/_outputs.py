@@ -5,7 +5,9 @@ from __future__ import annotations
 
 def out_shape(query, value) -> tuple[int, ...]:
     """query's shape with value's last extent. Bad tensors give some shape: the engine's check names the fault."""
-    return (*query.shape[:-1], *getattr(value, "shape", ())[-1:])
+    shape = query.shape
+    last = getattr(value, "shape", ())[-1:]
+    return shape if shape[-1:] == last else (*shape[:-1], *last)
 
 
 def lse_shape(shape) -> tuple[int, ...]:

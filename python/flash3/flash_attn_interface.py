@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from flash3._attention import attention
+from flash3._flash3 import plan
+from flash3.torch import attend
 
 __all__ = [
     "flash_attn_combine",
@@ -57,8 +58,10 @@ def flash_attn_func(
         out (batch, seqlen_q, heads_q, head_dim_v), or with return_attn_probs (out, lse), lse float32
         (batch, heads_q, seqlen_q).
     """
-    _refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, attention_chunk=attention_chunk)
-    _check_hints(num_splits, pack_gqa, sm_margin)
+    if not (qv is None and q_descale is None and k_descale is None and v_descale is None and attention_chunk == 0):
+        _refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, attention_chunk=attention_chunk)
+    if not (type(num_splits) is int and pack_gqa is None and type(sm_margin) is int and sm_margin == 0):
+        _check_hints(num_splits, pack_gqa, sm_margin)
     return _attend(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
 
 
@@ -124,22 +127,22 @@ def flash_attn_varlen_func(
     Args:
         q: (total_q, heads_q, head_dim). k: (total_kv, heads_kv, head_dim). v: (total_kv, heads_kv, head_dim_v).
         cu_seqlens_q, cu_seqlens_k: int32, (batch + 1). Sequence b owns rows cu_seqlens[b] ... cu_seqlens[b + 1] - 1.
-        max_seqlen_q, max_seqlen_k: the longest sequences. Lengths are taken from cu_seqlens; these do not change them.
+        max_seqlen_q, max_seqlen_k: the longest sequences, or any number above them: bounds for a GPU, which does not read
+            cu_seqlens back. On a GPU a bound below the truth leaves rows out; on a CPU it is refused.
         seqused_q, seqused_k: int32, (batch): how many of a sequence's rows are used.
         others: as flash_attn_func.
 
     Returns:
         out (total_q, heads_q, head_dim_v), or with return_attn_probs (out, lse), lse float32 (heads_q, total_q).
     """
-    _refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, attention_chunk=attention_chunk)
-    _check_hints(num_splits, pack_gqa, sm_margin)
-    lengths = {
-        "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k,
-        "seqused_q": seqused_q,
-        "seqused_k": seqused_k,
-    }
-    return _attend(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs, **lengths)
+    if not (qv is None and q_descale is None and k_descale is None and v_descale is None and attention_chunk == 0):
+        _refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale, attention_chunk=attention_chunk)
+    if not (type(num_splits) is int and pack_gqa is None and type(sm_margin) is int and sm_margin == 0):
+        _check_hints(num_splits, pack_gqa, sm_margin)
+    lengths = (cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k)
+    return _attend(
+        q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs, lengths, max_seqlen_q, max_seqlen_k
+    )
 
 
 def flash_attn_with_kvcache(
@@ -180,6 +183,7 @@ def flash_attn_with_kvcache(
         q: (batch, seqlen_q, heads_q, head_dim), or (total_q, heads_q, head_dim) with cu_seqlens_q.
         k_cache, v_cache: (batch, seqlen_cache, heads_kv, head_dim or head_dim_v).
         k, v: (batch, seqlen_new, heads_kv, ...), written into the caches from row cache_seqlens[b] on.
+        rotary_seqlens, rotary_interleaved: say how rotary_cos and rotary_sin are applied, which are not served.
         cache_seqlens: an int or int32 (batch): how many rows of the cache hold keys. Default: all; needed with k and v.
         others: as flash_attn_func.
 
@@ -194,28 +198,41 @@ def flash_attn_with_kvcache(
         cache_leftpad=cache_leftpad,
         page_table=page_table,
         cu_seqlens_k_new=cu_seqlens_k_new,
-        rotary_seqlens=rotary_seqlens,
         q_descale=q_descale,
         k_descale=k_descale,
         v_descale=v_descale,
         attention_chunk=attention_chunk,
-        scheduler_metadata=scheduler_metadata,
     )
     _check_hints(num_splits, pack_gqa, sm_margin)
-    batch, seqlen_cache = k_cache.shape[:2]
+    if scheduler_metadata is not None:
+        _check_metadata(scheduler_metadata, q, k_cache, v_cache)
     if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=k_cache.device)
+        cache_seqlens = torch.full((k_cache.shape[0],), cache_seqlens, dtype=torch.int32, device=k_cache.device)
     if (k is None) != (v is None):
         raise ValueError("k, v: one is given without the other, accepted are both or neither")
     with torch.no_grad():
         if k is not None:
             if cache_seqlens is None:
                 raise ValueError("cache_seqlens: is None, accepted with k and v is an int or a tensor")
-            _append(k_cache, k, cache_seqlens, seqlen_cache, "k")
-            _append(v_cache, v, cache_seqlens, seqlen_cache, "v")
+            _check_new(k, k_cache, "k", "k_cache")
+            _check_new(v, v_cache, "v", "v_cache")
+            if k.shape[1] != v.shape[1]:
+                raise ValueError(f"v: has {v.shape[1]} rows, accepted is k's {k.shape[1]}")
+            rows = cache_seqlens.to(torch.int64)[:, None] + torch.arange(k.shape[1], device=k_cache.device)
+            if rows.device.type == "cpu" and rows.numel() and int(rows.max()) >= k_cache.shape[1]:
+                raise ValueError(
+                    f"k: its {k.shape[1]} rows end at row {int(rows.max()) + 1}, beyond the cache's {k_cache.shape[1]}"
+                )
             cache_seqlens = cache_seqlens + k.shape[1]
-        lengths = {"cu_seqlens_q": cu_seqlens_q, "seqused_k": cache_seqlens}
-        out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, window_size, softcap, True, **lengths)
+        lengths = (cu_seqlens_q, None, None, cache_seqlens)
+        arguments = (q, k_cache, v_cache, softmax_scale, causal, window_size, softcap)
+        if k is not None:
+            if not torch.compiler.is_compiling():  # what attention will refuse is refused before the caches change
+                _attend(*arguments, False, lengths, max_seqlen_q, run=plan)
+            index = torch.arange(k_cache.shape[0], device=k_cache.device)[:, None]
+            k_cache[index, rows] = k
+            v_cache[index, rows] = v
+        out, lse = _attend(*arguments, True, lengths, max_seqlen_q)
     if not return_softmax_lse:
         return out
     return out, lse, *(torch.empty(0, dtype=torch.float32, device=out.device) for _ in range(2))
@@ -269,8 +286,44 @@ def get_scheduler_metadata(
     pack_gqa=None,
     sm_margin=0,
 ):
-    """No engine takes a schedule that was made beforehand. Raises NotImplementedError."""
-    raise NotImplementedError("get_scheduler_metadata: no engine takes a schedule that was made beforehand")
+    """What flash_attn_with_kvcache takes as scheduler_metadata. No engine needs a schedule made beforehand: it says for
+    which call it was made, and that is all.
+
+    Args:
+        batch_size, num_heads_q, num_heads_kv, headdim, headdim_v: of the call to come. headdim_v: default headdim.
+        cache_seqlens: int32, (batch_size).
+        others: do not change what is returned.
+
+    Returns:
+        int32, (6), on the device of cache_seqlens. In CPU memory the call is checked against it.
+    """
+    _refuse(
+        cu_seqlens_k_new=cu_seqlens_k_new,
+        cache_leftpad=cache_leftpad,
+        page_size=page_size,
+        attention_chunk=attention_chunk,
+    )
+    _check_hints(num_splits, pack_gqa, sm_margin)
+    shape = (batch_size, num_heads_q, num_heads_kv, headdim, headdim if headdim_v is None else headdim_v)
+    return torch.tensor((_METADATA, *shape), dtype=torch.int32, device=cache_seqlens.device)
+
+
+_METADATA = 0x666C6133  # that a tensor is get_scheduler_metadata's
+
+
+def _check_metadata(metadata, q, k_cache, v_cache):
+    if not isinstance(metadata, torch.Tensor) or metadata.dtype is not torch.int32 or metadata.shape != (6,):
+        raise ValueError("scheduler_metadata: accepted is what flash3's get_scheduler_metadata returned, or None")
+    if metadata.device != q.device:
+        raise ValueError(f"scheduler_metadata: is on {metadata.device}, accepted is {q.device}, where q is")
+    if metadata.device.type == "cpu" and not torch.compiler.is_compiling():
+        given = metadata.tolist()
+        call = [_METADATA, k_cache.shape[0], q.shape[-2], k_cache.shape[-2], q.shape[-1], v_cache.shape[-1]]
+        if given != call:
+            raise ValueError(
+                f"scheduler_metadata: is for batch_size, num_heads_q, num_heads_kv, headdim, headdim_v {given[1:]}, "
+                f"accepted is one for {call[1:]}"
+            )
 
 
 def _refuse(**arguments):
@@ -287,32 +340,39 @@ def _check_hints(num_splits, pack_gqa, sm_margin):
 
 
 def _last_contiguous(tensor):
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+    try:
+        return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    except (AttributeError, TypeError):
+        raise TypeError(f"q, k, v: one is {type(tensor).__name__}, accepted are PyTorch tensors") from None
 
 
-def _append(cache, new, cache_seqlens, seqlen_cache, name):
-    if new.shape[0] != cache.shape[0] or new.shape[2:] != cache.shape[2:]:
-        given = f"{tuple(new.shape)} beside a cache of {tuple(cache.shape)}"
-        raise ValueError(f"{name}: shape is {given}, accepted is the cache's but for seqlen")
-    rows = cache_seqlens.to(torch.int64)[:, None] + torch.arange(new.shape[1], device=cache.device)
-    if rows.device.type == "cpu" and rows.numel() and int(rows.max()) >= seqlen_cache:
+def _check_new(new, cache, name, cache_name):
+    if new.dim() != 4 or new.shape[0] != cache.shape[0] or new.shape[2:] != cache.shape[2:]:
         raise ValueError(
-            f"{name}: its {new.shape[1]} rows end at row {int(rows.max()) + 1}, beyond the cache's {seqlen_cache}"
+            f"{name}: shape is {tuple(new.shape)}, accepted is that of {cache_name}, {tuple(cache.shape)}, but for seqlen"
         )
-    cache[torch.arange(cache.shape[0], device=cache.device)[:, None], rows] = new
+    if new.dtype is not cache.dtype or new.device != cache.device:
+        raise ValueError(
+            f"{name}: is {new.dtype} on {new.device}, accepted is {cache.dtype} on {cache.device}, as {cache_name} is"
+        )
 
 
-def _attend(q, k, v, softmax_scale, causal, window_size, softcap, return_lse, **lengths):
-    left, right = window_size
-    return attention(
-        _last_contiguous(q),
-        _last_contiguous(k),
-        _last_contiguous(v),
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_left=None if left < 0 else left,
-        window_right=None if right < 0 else right,
-        softcap=softcap,
-        return_lse=return_lse,
-        **lengths,
-    )
+_NO_LENGTHS = (None, None, None, None)
+
+
+def _attend(
+    q, k, v, softmax_scale, causal, window_size, softcap, return_lse, lengths=_NO_LENGTHS, max_seqlen_q=None,
+    max_seqlen_k=None, run=None,
+):  # fmt: skip
+    try:
+        left, right = window_size
+    except (TypeError, ValueError):
+        raise TypeError(f"window_size: is {window_size!r}, accepted is a pair of integers (left, right)") from None
+    inputs = (_last_contiguous(q), _last_contiguous(k), _last_contiguous(v), *lengths, None, None)
+    options = (
+        softmax_scale, causal, "bottom_right", None if left < 0 else left, None if right < 0 else right, softcap,
+        max_seqlen_q, max_seqlen_k, "automatic", 0,
+    )  # fmt: skip
+    if run is not None:
+        return run(inputs, options, False)
+    return attend(inputs, options, None, return_lse)

@@ -1,4 +1,4 @@
-"""The door for JAX: attention under jit, grad and vmap, through XLA's foreign-function interface on the CPU."""
+"""The door for JAX: attention under jit, grad and vmap, through XLA's foreign-function interface on CPU and CUDA."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ __all__ = ["attention"]
 
 jax.ffi.register_ffi_target("flash3_forward", _flash3.jax_forward, platform="cpu")
 jax.ffi.register_ffi_target("flash3_backward", _flash3.jax_backward, platform="cpu")
+jax.ffi.register_ffi_target("flash3_forward", _flash3.jax_forward_gpu, platform="CUDA")
+jax.ffi.register_ffi_target("flash3_backward", _flash3.jax_backward_gpu, platform="CUDA")
 
 # The codes of flash3::Engine.
 _ENGINES = {"automatic": 0, "cuda": 1, "cpu": 2, "reference": 3, "emulator": 4}
@@ -43,8 +45,21 @@ def attend(inputs, options, out, return_lse):
 
 
 def _check(inputs, options, backward):
-    """Everything that shapes, types and options say is checked while tracing, in flash3's words."""
-    _flash3.plan(tuple(_stand_in(tensor, index) for index, tensor in enumerate(inputs)), options, backward)
+    """Everything that shapes, types and options say is checked while tracing, in flash3's words, and on a GPU whether
+    its engine can do it."""
+    gpu = _gpu(inputs[0]) if options[-2] in ("automatic", "cuda") else None
+    _flash3.plan(tuple(_stand_in(tensor, index) for index, tensor in enumerate(inputs)), options, backward, gpu)
+
+
+def _gpu(query):
+    """The CUDA GPU that query is on, or that a traced program would run on as things are; None for the CPU."""
+    if isinstance(query, jax.Array) and not isinstance(query, jax.core.Tracer):
+        device = next(iter(query.devices()))
+    else:
+        device = jax.config.jax_default_device or jax.devices()[0]
+    if isinstance(device, str):
+        device = jax.devices(device)[0]
+    return device.local_hardware_id if device.platform == "gpu" else None
 
 
 def _stand_in(tensor, index):
@@ -52,12 +67,16 @@ def _stand_in(tensor, index):
     if isinstance(tensor, jax.core.Tracer):
         last = np.zeros(tensor.shape[-1:], tensor.dtype)
         return last if 3 <= index <= 6 else np.broadcast_to(last, tensor.shape)
-    return np.asarray(tensor) if isinstance(tensor, jax.Array) else tensor
+    if not isinstance(tensor, jax.Array):
+        return tensor
+    if tensor.is_deleted() or all(device.platform == "cpu" for device in tensor.devices()):
+        return np.asarray(tensor)
+    return np.broadcast_to(np.zeros(tensor.shape[-1:], tensor.dtype), tensor.shape)
 
 
 def _static(query, options):
     """The options as attributes of the foreign call."""
-    softmax_scale, causal, alignment, window_left, window_right, softcap, engine, num_threads = options
+    softmax_scale, causal, alignment, window_left, window_right, softcap, *lengths, engine, num_threads = options
     if softmax_scale is None:
         softmax_scale = 1.0 / float(query.shape[-1]) ** 0.5
     return (
@@ -67,6 +86,7 @@ def _static(query, options):
         ("window_left", np.int64(-1 if window_left is None else window_left)),
         ("window_right", np.int64(-1 if window_right is None else window_right)),
         ("softcap", np.float64(softcap)),
+        *((name, np.int64(-1 if n is None else n)) for name, n in zip(("max_seqlen_q", "max_seqlen_k"), lengths)),
         ("engine", np.int64(_ENGINES[engine])),
         ("num_threads", np.int64(num_threads)),
     )
@@ -84,12 +104,13 @@ def _functions(attributes, present, options):
             jax.ShapeDtypeStruct(out_shape(query, value), query.dtype),
             jax.ShapeDtypeStruct(lse_shape(query.shape), rows),
         )
-        return tuple(jax.ffi.ffi_call("flash3_forward", results)(*arrays, **attributes))
+        partial = present[0] or present[2]  # rows may belong to no sequence, which no engine writes
+        return _call("flash3_forward", arrays, results, (0, -jnp.inf) if partial else (), attributes)
 
     def call_backward(*arrays):
         differentiable = [*arrays[4:7], *_extras(arrays[4:])]
         results = tuple(jax.ShapeDtypeStruct(t.shape, t.dtype) for t in differentiable)
-        return tuple(jax.ffi.ffi_call("flash3_backward", results)(*arrays, **attributes))
+        return _call("flash3_backward", arrays, results, (0, 0, 0) if any(present[:4]) else (), attributes)
 
     def _extras(arrays):
         """sinks and bias, of those that are there."""
@@ -121,6 +142,14 @@ def _functions(attributes, present, options):
 
     run.defvjp(run_forward, run_backward)
     return run
+
+
+def _call(target, arrays, results, fills, attributes):
+    """The foreign call; its first results are written over arrays of these values."""
+    filled = [jnp.full(r.shape, fill, r.dtype) for r, fill in zip(results, fills)]
+    aliases = {len(arrays) + i: i for i in range(len(filled))}
+    call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
+    return tuple(call(*arrays, *filled, **attributes))
 
 
 def _batchable(function, mergeable):

@@ -19,19 +19,34 @@ __all__ = ["attend"]
 _INPUTS = """Tensor query, Tensor key, Tensor value, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_q,
     Tensor? seqused_k, Tensor? sinks, Tensor? bias"""
 _OPTIONS = """float? softmax_scale, bool causal, str alignment, SymInt? window_left, SymInt? window_right,
-    float softcap, str engine, SymInt num_threads"""
+    float softcap, SymInt? max_seqlen_q, SymInt? max_seqlen_k, str engine, SymInt num_threads"""
 _INPUT_COUNT = 9
 _DIFFERENTIABLE = (0, 1, 2, 7, 8)  # query, key, value, sinks, bias
 _PLAIN_KINDS = (Tensor, torch.nn.Parameter)
 
+# Looked up once: a call asks all of them.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+_empty_like = torch.empty_like
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 
 def attend(inputs, options, out, return_lse):
     """flash3.attention for torch tensors; its arguments as tuples, in the order of flash3._attention."""
+    plain = not _is_compiling() and _is_eager(inputs[0]) and not _is_any_autocast_enabled()
+    if plain and not (_is_grad_enabled() and _requires_grad(inputs)):
+        out, lse = _run_forward(inputs, options, out, return_lse)
+        return (out, lse) if return_lse else out
+    return _attend(inputs, options, out, return_lse)
+
+
+def _attend(inputs, options, out, return_lse):
     inputs = _autocast(inputs)
-    wants_gradient = torch.is_grad_enabled() and _requires_grad(inputs)
+    wants_gradient = _is_grad_enabled() and _requires_grad(inputs)
     if out is not None and wants_gradient:
         raise ValueError("out: is given where a gradient is asked for; accepted is out, or a gradient (torch.no_grad)")
-    if torch.compiler.is_compiling() or not _is_eager(inputs[0]):
+    if _is_compiling() or not _is_eager(inputs[0]):
         if out is not None:
             lse = torch.ops.flash3.attention_forward_into(*inputs, *options, out)
         else:
@@ -57,12 +72,12 @@ _transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: Non
 
 
 def _is_transformed() -> bool:
-    return not torch.compiler.is_compiling() and _transforms() is not None
+    return not _is_compiling() and _transforms() is not None
 
 
 def _is_eager(query) -> bool:
     """Whether this is an ordinary tensor in an eager program that nothing traces or transforms."""
-    return type(query) in _PLAIN_KINDS and torch._C._len_torch_dispatch_stack() == 0 and _transforms() is None
+    return type(query) in _PLAIN_KINDS and _dispatch_modes() == 0 and _transforms() is None
 
 
 def _autocast(inputs):
@@ -86,11 +101,15 @@ def _run_forward(inputs, options, out, return_lse):
     query, _, value = inputs[:3]
     partial = has_unowned_rows(inputs)
     if out is None:
-        make = torch.zeros if partial else torch.empty
-        out = make(out_shape(query, value), dtype=query.dtype, device=query.device)
+        if partial:
+            out = query.new_zeros(out_shape(query, value))
+        elif query.is_contiguous() and (query is value or query.shape[-1:] == getattr(value, "shape", ())[-1:]):
+            out = _empty_like(query)  # takes a fraction of new_empty's time
+        else:
+            out = query.new_empty(out_shape(query, value))
     lse = None
     if return_lse:
-        lse = torch.empty(lse_shape(query.shape), dtype=_rows_dtype(query), device=query.device)
+        lse = query.new_empty(lse_shape(query.shape), dtype=_rows_dtype(query))
         if partial:
             lse.fill_(float("-inf"))
     _flash3.forward(inputs, out, lse, options)

@@ -2,9 +2,11 @@
 // Python interpreter.
 #include "jax.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
-#include <limits>
 #include <new>
 #include <string>
 #include <string_view>
@@ -21,7 +23,7 @@ xla::Error* error(const xla::CallFrame& frame, xla::ErrorCode code, const char* 
   return frame.api->create_error(&args);
 }
 
-TensorView view_of(const xla::Buffer& buffer, const char* name) {
+TensorView view_of(const xla::Buffer& buffer, Device device, const char* name) {
   TensorView view;
   switch (buffer.dtype) {
     case xla::Type::s32:
@@ -48,6 +50,7 @@ TensorView view_of(const xla::Buffer& buffer, const char* name) {
   }
   if (buffer.rank > TensorView::max_rank) throw InvalidArgument(name, "rank is above 6");
   view.data = buffer.data;
+  view.device = device;
   view.rank = static_cast<int>(buffer.rank);
   std::int64_t stride = 1;
   for (int d = view.rank - 1; d >= 0; --d) {
@@ -62,14 +65,15 @@ TensorView view_of(const xla::Buffer& buffer, const char* name) {
 // Buffers handed out one after the other.
 class Queue {
  public:
-  explicit Queue(const xla::Buffers& buffers) : buffers_(buffers) {}
+  Queue(const xla::Buffers& buffers, Device device) : buffers_(buffers), device_(device) {}
   TensorView next(const char* name) {
     if (index_ >= buffers_.size || buffers_.kinds[index_] != xla::buffer_kind) throw Error(mismatch);
-    return view_of(*buffers_.buffers[index_++], name);
+    return view_of(*buffers_.buffers[index_++], device_, name);
   }
 
  private:
   const xla::Buffers& buffers_;
+  Device device_;
   std::int64_t index_ = 0;
 };
 
@@ -119,43 +123,68 @@ void read_inputs(const xla::CallFrame& frame, Queue& queue, Args& args) {
   const std::int64_t left = integer(frame, "window_left"), right = integer(frame, "window_right");
   if (left >= 0) options.window_left = left;
   if (right >= 0) options.window_right = right;
+  const std::int64_t most_q = integer(frame, "max_seqlen_q"), most_k = integer(frame, "max_seqlen_k");
+  if (most_q >= 0) args.max_seqlen_q = most_q;
+  if (most_k >= 0) args.max_seqlen_k = most_k;
   options.softcap = number(frame, "softcap");
 }
 
-Execution read_execution(const xla::CallFrame& frame) {
+// Where a call's buffers are and its work is queued.
+struct Place {
+  Device device;
+  void* stream = nullptr;
+};
+
+// XLA's own answer is not in every version of its interface: the driver knows where memory is.
+int gpu_of(const void* memory) {
+  constexpr int device_ordinal = 9;  // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+  using Ask = int(void*, int, std::uintptr_t);
+  static Ask* const ask = [] {
+    void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    return driver == nullptr ? nullptr : reinterpret_cast<Ask*>(dlsym(driver, "cuPointerGetAttribute"));
+  }();
+  int ordinal = 0;
+  if (ask == nullptr || ask(&ordinal, device_ordinal, reinterpret_cast<std::uintptr_t>(memory)) != 0) {
+    throw DeviceError("the CUDA driver does not say which GPU the arrays are on");
+  }
+  return ordinal;
+}
+
+Place gpu_place(const xla::CallFrame& frame) {
+  Place place{{DeviceType::cuda, 0}};
+  xla::StreamGetArgs args{sizeof(xla::StreamGetArgs), nullptr, frame.context, nullptr};
+  if (frame.api->get_stream(&args) != nullptr) throw DeviceError("XLA gives no stream");
+  place.stream = args.stream;
+  for (std::int64_t i = 0; i < frame.arguments.size; ++i) {
+    if (frame.arguments.kinds[i] != xla::buffer_kind) continue;
+    const void* data = frame.arguments.buffers[i]->data;
+    if (data == nullptr) continue;
+    place.device.index = gpu_of(data);
+    break;
+  }
+  return place;
+}
+
+Execution read_execution(const xla::CallFrame& frame, const Place& place) {
   Execution execution;
   execution.engine = static_cast<Engine>(integer(frame, "engine"));
   execution.num_threads = static_cast<int>(integer(frame, "num_threads"));
+  execution.stream = place.stream;
   return execution;
 }
 
-void fill_zero(const TensorView& view) {
-  if (view.numel() > 0) std::memset(view.data, 0, static_cast<std::size_t>(view.numel()) * size_of(view.dtype));
-}
-
-void fill_minus_infinity(const TensorView& view) {
-  if (view.dtype == DType::float64) {
-    std::fill_n(static_cast<double*>(view.data), view.numel(), -std::numeric_limits<double>::infinity());
-  } else {
-    std::fill_n(static_cast<float*>(view.data), view.numel(), -std::numeric_limits<float>::infinity());
-  }
-}
-
-void run_forward(const xla::CallFrame& frame) {
-  Queue arguments(frame.arguments), results(frame.results);
+// Results arrive filled with what rows hold that belong to no sequence, where there may be any.
+void run_forward(const xla::CallFrame& frame, const Place& place) {
+  Queue arguments(frame.arguments, place.device), results(frame.results, place.device);
   ForwardArgs args;
   read_inputs(frame, arguments, args);
   args.out = results.next("out");
   args.lse = results.next("lse");
-  if (args.cu_seqlens_q || args.seqused_q) {  // rows that belong to no sequence are written by no engine
-    fill_zero(args.out);
-    fill_minus_infinity(*args.lse);
-  }
-  forward(args, read_execution(frame));
+  forward(args, read_execution(frame, place));
 }
 
-void run_backward(const xla::CallFrame& frame) {
-  Queue arguments(frame.arguments), results(frame.results);
+void run_backward(const xla::CallFrame& frame, const Place& place) {
+  Queue arguments(frame.arguments, place.device), results(frame.results, place.device);
   BackwardArgs args;
   args.d_out = arguments.next("d_out");
   args.d_lse = arguments.next("d_lse");
@@ -167,12 +196,7 @@ void run_backward(const xla::CallFrame& frame) {
   args.d_value = results.next("d_value");
   if (args.sinks) args.d_sinks = results.next("d_sinks");
   if (args.bias) args.d_bias = results.next("d_bias");
-  if (args.cu_seqlens_q || args.seqused_q) fill_zero(args.d_query);
-  if (args.cu_seqlens_k || args.seqused_k) {
-    fill_zero(args.d_key);
-    fill_zero(args.d_value);
-  }
-  backward(args, read_execution(frame));
+  backward(args, read_execution(frame, place));
 }
 
 // XLA asks a handler for its version when it is registered. We use nothing that a minor version may add or lack, and
@@ -189,11 +213,11 @@ xla::Error* answer_metadata(const xla::CallFrame& frame) {
 }
 
 template <class Run>
-xla::Error* handle(const xla::CallFrame& frame, Run run) {
+xla::Error* handle(const xla::CallFrame& frame, Run run, bool on_gpu) {
   if (frame.extensions != nullptr && frame.extensions->type == xla::metadata_extension) return answer_metadata(frame);
   try {
     if (frame.stage != xla::execute_stage) throw Error(mismatch);
-    run(frame);
+    run(frame, on_gpu ? gpu_place(frame) : Place{});
     return nullptr;
   } catch (const InvalidArgument& e) {
     return error(frame, xla::ErrorCode::invalid_argument, e.what());
@@ -208,7 +232,9 @@ xla::Error* handle(const xla::CallFrame& frame, Run run) {
 
 }  // namespace
 
-xla::Error* jax_forward(xla::CallFrame* frame) { return handle(*frame, run_forward); }
-xla::Error* jax_backward(xla::CallFrame* frame) { return handle(*frame, run_backward); }
+xla::Error* jax_forward(xla::CallFrame* frame) { return handle(*frame, run_forward, false); }
+xla::Error* jax_backward(xla::CallFrame* frame) { return handle(*frame, run_backward, false); }
+xla::Error* jax_forward_gpu(xla::CallFrame* frame) { return handle(*frame, run_forward, true); }
+xla::Error* jax_backward_gpu(xla::CallFrame* frame) { return handle(*frame, run_backward, true); }
 
 }  // namespace flash3::python

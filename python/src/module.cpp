@@ -1,9 +1,11 @@
 // The extension module: Python arguments become flash3's, the interpreter lock is released, an engine runs, and its
 // errors become Python's. Defaults, allocation and framework glue are Python's part.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -77,23 +79,24 @@ void expect_items(const nb::tuple& tuple, Py_ssize_t count) {
 }
 
 constexpr Py_ssize_t input_count = 9;
-constexpr Py_ssize_t option_count = 8;
+constexpr Py_ssize_t option_count = 10;
 
 // query, key, value, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias
 struct Inputs {
+  CallStream stream;
   Tensor query, key, value;
   OptionalTensor cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, sinks, bias;
 
   explicit Inputs(const nb::tuple& t)
-      : query((expect_items(t, input_count), item(t, 0)), "query", Access::read),
-        key(item(t, 1), "key", Access::read),
-        value(item(t, 2), "value", Access::read),
-        cu_seqlens_q(item(t, 3), "cu_seqlens_q", Access::read),
-        cu_seqlens_k(item(t, 4), "cu_seqlens_k", Access::read),
-        seqused_q(item(t, 5), "seqused_q", Access::read),
-        seqused_k(item(t, 6), "seqused_k", Access::read),
-        sinks(item(t, 7), "sinks", Access::read),
-        bias(item(t, 8), "bias", Access::read) {}
+      : query((expect_items(t, input_count), item(t, 0)), "query", Access::read, stream),
+        key(item(t, 1), "key", Access::read, stream),
+        value(item(t, 2), "value", Access::read, stream),
+        cu_seqlens_q(item(t, 3), "cu_seqlens_q", Access::read, stream),
+        cu_seqlens_k(item(t, 4), "cu_seqlens_k", Access::read, stream),
+        seqused_q(item(t, 5), "seqused_q", Access::read, stream),
+        seqused_k(item(t, 6), "seqused_k", Access::read, stream),
+        sinks(item(t, 7), "sinks", Access::read, stream),
+        bias(item(t, 8), "bias", Access::read, stream) {}
 
   template <class Args>
   void assign_to(Args& args) const {
@@ -109,9 +112,10 @@ struct Inputs {
   }
 };
 
-// softmax_scale, causal, alignment, window_left, window_right, softcap, engine, num_threads
+// softmax_scale, causal, alignment, window_left, window_right, softcap, max_seqlen_q, max_seqlen_k, engine, num_threads
 struct Options {
   AttentionOptions attention;
+  std::optional<std::int64_t> max_seqlen_q, max_seqlen_k;
   Execution execution;
 
   explicit Options(const nb::tuple& t) {
@@ -129,12 +133,22 @@ struct Options {
     if (!item(t, 3).is_none()) attention.window_left = integer(item(t, 3), "window_left", windows);
     if (!item(t, 4).is_none()) attention.window_right = integer(item(t, 4), "window_right", windows);
     attention.softcap = number(item(t, 5), "softcap", "a number");
-    execution.engine = engine_of(item(t, 6));
+    constexpr const char* lengths = "an integer of 0 or more, or None";
+    if (!item(t, 6).is_none()) max_seqlen_q = integer(item(t, 6), "max_seqlen_q", lengths);
+    if (!item(t, 7).is_none()) max_seqlen_k = integer(item(t, 7), "max_seqlen_k", lengths);
+    execution.engine = engine_of(item(t, 8));
     constexpr const char* counts = "an integer: 0 (every core) or more";
-    const std::int64_t threads = integer(item(t, 7), "num_threads", counts);
+    const std::int64_t threads = integer(item(t, 9), "num_threads", counts);
     constexpr std::int64_t most_threads = 1 << 20;
     if (threads < 0 || threads > most_threads) refuse_value("num_threads", std::to_string(threads), counts);
     execution.num_threads = static_cast<int>(threads);
+  }
+
+  template <class Args>
+  void assign_to(Args& args) const {
+    args.options = attention;
+    args.max_seqlen_q = max_seqlen_q;
+    args.max_seqlen_k = max_seqlen_k;
   }
 
  private:
@@ -149,17 +163,35 @@ struct Options {
 };
 
 void run_forward(const nb::tuple& inputs, nb::handle out, nb::handle lse, const nb::tuple& options) {
-  const Inputs tensors(inputs);
-  const Options chosen(options);
-  const Tensor out_tensor(out, "out", Access::write);
-  const OptionalTensor lse_tensor(lse, "lse", Access::write);
+  Inputs tensors(inputs);
+  Options chosen(options);
+  const Tensor out_tensor(out, "out", Access::write, tensors.stream);
+  const OptionalTensor lse_tensor(lse, "lse", Access::write, tensors.stream);
   ForwardArgs args;
   tensors.assign_to(args);
   args.out = out_tensor.view();
   lse_tensor.assign_to(args.lse);
-  args.options = chosen.attention;
+  chosen.assign_to(args);
+  chosen.execution.stream = tensors.stream.get();
   const nb::gil_scoped_release released;
   forward(args, chosen.execution);
+}
+
+// Microseconds of the C++ call alone, the mean of `count`: what the rest of a call from Python is measured against.
+double time_forward(const nb::tuple& inputs, nb::handle out, const nb::tuple& options, int count) {
+  Inputs tensors(inputs);
+  Options chosen(options);
+  const Tensor out_tensor(out, "out", Access::write, tensors.stream);
+  ForwardArgs args;
+  tensors.assign_to(args);
+  args.out = out_tensor.view();
+  chosen.assign_to(args);
+  chosen.execution.stream = tensors.stream.get();
+  const nb::gil_scoped_release released;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < count; ++i) forward(args, chosen.execution);
+  const std::chrono::duration<double, std::micro> passed = std::chrono::steady_clock::now() - start;
+  return passed.count() / count;
 }
 
 // saved: out, lse, d_out, d_lse. gradients: d_query, d_key, d_value, d_sinks, d_bias.
@@ -167,17 +199,17 @@ void run_backward(const nb::tuple& inputs, const nb::tuple& saved, const nb::tup
                   const nb::tuple& options) {
   expect_items(saved, 4);
   expect_items(gradients, 5);
-  const Inputs tensors(inputs);
-  const Options chosen(options);
-  const Tensor out(item(saved, 0), "out", Access::read);
-  const Tensor lse(item(saved, 1), "lse", Access::read);
-  const Tensor d_out(item(saved, 2), "d_out", Access::read);
-  const OptionalTensor d_lse(item(saved, 3), "d_lse", Access::read);
-  const Tensor d_query(item(gradients, 0), "d_query", Access::write);
-  const Tensor d_key(item(gradients, 1), "d_key", Access::write);
-  const Tensor d_value(item(gradients, 2), "d_value", Access::write);
-  const OptionalTensor d_sinks(item(gradients, 3), "d_sinks", Access::write);
-  const OptionalTensor d_bias(item(gradients, 4), "d_bias", Access::write);
+  Inputs tensors(inputs);
+  Options chosen(options);
+  const Tensor out(item(saved, 0), "out", Access::read, tensors.stream);
+  const Tensor lse(item(saved, 1), "lse", Access::read, tensors.stream);
+  const Tensor d_out(item(saved, 2), "d_out", Access::read, tensors.stream);
+  const OptionalTensor d_lse(item(saved, 3), "d_lse", Access::read, tensors.stream);
+  const Tensor d_query(item(gradients, 0), "d_query", Access::write, tensors.stream);
+  const Tensor d_key(item(gradients, 1), "d_key", Access::write, tensors.stream);
+  const Tensor d_value(item(gradients, 2), "d_value", Access::write, tensors.stream);
+  const OptionalTensor d_sinks(item(gradients, 3), "d_sinks", Access::write, tensors.stream);
+  const OptionalTensor d_bias(item(gradients, 4), "d_bias", Access::write, tensors.stream);
   BackwardArgs args;
   tensors.assign_to(args);
   args.out = out.view();
@@ -189,7 +221,8 @@ void run_backward(const nb::tuple& inputs, const nb::tuple& saved, const nb::tup
   args.d_value = d_value.view();
   d_sinks.assign_to(args.d_sinks);
   d_bias.assign_to(args.d_bias);
-  args.options = chosen.attention;
+  chosen.assign_to(args);
+  chosen.execution.stream = tensors.stream.get();
   const nb::gil_scoped_release released;
   backward(args, chosen.execution);
 }
@@ -229,19 +262,36 @@ class Imagined {
   std::uintptr_t count_ = 0;
 };
 
-Plan make_plan(const nb::tuple& inputs, const nb::tuple& options, bool for_backward) {
+// The inputs, if not where they are then dense and on that GPU.
+template <class Args>
+void assign_inputs(const Inputs& tensors, std::optional<int> gpu, Imagined& imagined, Args& args) {
+  tensors.assign_to(args);
+  if (!gpu) return;
+  const auto move = [&](ConstTensorView& view) {
+    view = imagined.like(view);
+    view.device = {DeviceType::cuda, *gpu};
+  };
+  for (ConstTensorView* view : {&args.query, &args.key, &args.value}) move(*view);
+  for (auto* view :
+       {&args.cu_seqlens_q, &args.cu_seqlens_k, &args.seqused_q, &args.seqused_k, &args.sinks, &args.bias}) {
+    if (*view) move(**view);
+  }
+}
+
+// gpu: for tensors that will be on this GPU, wherever these are.
+Plan make_plan(const nb::tuple& inputs, const nb::tuple& options, bool for_backward, std::optional<int> gpu) {
   const Inputs tensors(inputs);
   const Options chosen(options);
   Imagined imagined;
   if (!for_backward) {
     ForwardArgs args;
-    tensors.assign_to(args);
+    assign_inputs(tensors, gpu, imagined, args);
     args.out = imagined.out(args.query, args.value);
-    args.options = chosen.attention;
+    chosen.assign_to(args);
     return plan_forward(args, chosen.execution);
   }
   BackwardArgs args;
-  tensors.assign_to(args);
+  assign_inputs(tensors, gpu, imagined, args);
   args.out = imagined.out(args.query, args.value);
   args.d_out = imagined.out(args.query, args.value);
   args.lse = imagined.lse(args.query);
@@ -250,16 +300,24 @@ Plan make_plan(const nb::tuple& inputs, const nb::tuple& options, bool for_backw
   args.d_value = imagined.like(args.value);
   if (args.sinks) args.d_sinks = imagined.like(*args.sinks);
   if (args.bias) args.d_bias = imagined.like(*args.bias);
-  args.options = chosen.attention;
+  chosen.assign_to(args);
   return plan_backward(args, chosen.execution);
 }
 
 // For results that take after a tensor of unknown kind.
 nb::tuple shape_and_dtype(nb::handle object, const char* name) {
-  const Tensor tensor(object, name, Access::read);
+  CallStream stream;
+  const Tensor tensor(object, name, Access::read, stream);
   nb::list shape;
   for (int d = 0; d < tensor.view().rank; ++d) shape.append(tensor.view().shape[static_cast<std::size_t>(d)]);
   return nb::make_tuple(nb::tuple(shape), std::string(name_of(tensor.view().dtype)));
+}
+
+// The stream that a call on this tensor would be queued on.
+std::uintptr_t current_stream(nb::handle object) {
+  CallStream stream;
+  const Tensor tensor(object, "tensor", Access::read, stream);
+  return reinterpret_cast<std::uintptr_t>(stream.get());
 }
 
 // The hardware report as data: dictionaries with the C++ structures' names.
@@ -400,9 +458,14 @@ NB_MODULE(_flash3, m) {
       "Ask the CUDA driver and the CPU what this machine has. What is absent is reported, not raised.");
   m.def("forward", &python::run_forward, nb::arg(), nb::arg(), nb::arg().none(), nb::arg());
   m.def("backward", &python::run_backward);
-  m.def("plan", &python::make_plan);
+  m.def("time_forward", &python::time_forward);
+  m.def("plan", &python::make_plan, nb::arg(), nb::arg(), nb::arg(), nb::arg("gpu") = nb::none());
   // For jax.ffi.register_ffi_target.
   m.attr("jax_forward") = nb::capsule(reinterpret_cast<void*>(&python::jax_forward), "xla._CUSTOM_CALL_TARGET");
   m.attr("jax_backward") = nb::capsule(reinterpret_cast<void*>(&python::jax_backward), "xla._CUSTOM_CALL_TARGET");
+  m.attr("jax_forward_gpu") = nb::capsule(reinterpret_cast<void*>(&python::jax_forward_gpu), "xla._CUSTOM_CALL_TARGET");
+  m.attr("jax_backward_gpu") =
+      nb::capsule(reinterpret_cast<void*>(&python::jax_backward_gpu), "xla._CUSTOM_CALL_TARGET");
+  m.def("current_stream", &python::current_stream);
   m.def("shape_and_dtype", &python::shape_and_dtype, nb::arg().none(), nb::arg());
 }

@@ -1,10 +1,12 @@
 // How a Python object becomes a tensor view, fastest way first; and the refusals of what cannot.
 #include "tensor.h"
 
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "flash3/dlpack.h"
@@ -109,7 +111,13 @@ std::optional<DType> dtype_of_format(const char* format, Py_ssize_t itemsize) {
 
 }  // namespace
 
-Tensor::Tensor(nb::handle object, const char* name, Access access) : object_(object), name_(name), access_(access) {
+std::uintptr_t CallStream::for_dlpack() const {
+  constexpr std::uintptr_t legacy_default = 1;
+  return get() == nullptr ? legacy_default : reinterpret_cast<std::uintptr_t>(get());
+}
+
+Tensor::Tensor(nb::handle object, const char* name, Access access, CallStream& stream)
+    : object_(object), name_(name), access_(access), stream_(stream) {
   try {
     if (!borrow() && !read_buffer()) read_dlpack();
   } catch (...) {
@@ -135,7 +143,26 @@ bool Tensor::borrow() {
     nb::raise_from(error, PyExc_ValueError, "%s: %s", name_, "the tensor's memory cannot be read");
   }
   take(tensor);
+  if (view_.device.type == DeviceType::cuda && !stream_.stream_) {
+    void* current = nullptr;
+    if (api->current_stream == nullptr) {
+      learn_stream(view_.device.index);
+    } else if (api->current_stream(detail::dlpack_cuda, view_.device.index, &current) != 0) {
+      nb::python_error error;
+      nb::raise_from(error, PyExc_RuntimeError, "%s: %s", name_, "the current stream of its device cannot be had");
+    } else {
+      stream_.stream_ = current;
+    }
+  }
   return true;
+}
+
+// Where a tensor's class does not tell its framework's current stream, Python code that knows the framework does.
+void Tensor::learn_stream(int device_index) {
+  if (stream_.stream_) return;
+  const nb::object find = nb::module_::import_("flash3._streams").attr("current_stream");
+  const auto stream = nb::cast<std::uintptr_t>(find(object_, device_index));
+  stream_.stream_ = reinterpret_cast<void*>(stream);
 }
 
 bool Tensor::read_buffer() {
@@ -170,12 +197,7 @@ void Tensor::read_dlpack() {
   }
   nb::object capsule;
   try {
-    try {
-      capsule = object_.attr("__dlpack__")(nb::arg("max_version") = nb::make_tuple(1, 1));
-    } catch (nb::python_error& error) {
-      if (!error.matches(PyExc_TypeError)) throw;  // a producer older than version 1 takes no max_version
-      capsule = object_.attr("__dlpack__")();
-    }
+    capsule = export_dlpack();
   } catch (nb::python_error& error) {
     const std::string why = text_of(error.value());
     nb::raise_from(error, PyExc_ValueError, "%s: cannot be read through DLPack: %s", name_, why.c_str());
@@ -196,6 +218,25 @@ void Tensor::read_dlpack() {
   } else {
     refuse(name_, "__dlpack__ of " + name_of_type(object_) + " returned no DLPack capsule");
   }
+}
+
+// Asks for the tensor, safe to use on the call's stream.
+nb::object Tensor::export_dlpack() {
+  nb::dict keywords;
+  if (nb::hasattr(object_, "__dlpack_device__")) {
+    const auto device = nb::cast<std::pair<int, int>>(object_.attr("__dlpack_device__")());
+    if (device.first == detail::dlpack_cuda || device.first == detail::dlpack_cuda_managed) {
+      learn_stream(device.second);
+      keywords["stream"] = stream_.for_dlpack();
+    }
+  }
+  const nb::object produce = object_.attr("__dlpack__");
+  try {
+    return produce(nb::arg("max_version") = nb::make_tuple(1, 1), **keywords);
+  } catch (nb::python_error& error) {
+    if (!error.matches(PyExc_TypeError)) throw;  // a producer older than version 1 takes no max_version
+  }
+  return produce(**keywords);
 }
 
 void Tensor::take(const dlpack::Tensor& tensor) {

@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -17,12 +18,25 @@ std::string name_of_type(nanobind::handle object);
 
 enum class Access { read, write };
 
+// The CUDA stream that a call's work is queued on: the one that is current in the framework of the first GPU tensor.
+class CallStream {
+ public:
+  // cudaStream_t; null (the default stream) also where no tensor is on a GPU.
+  void* get() const { return stream_.value_or(nullptr); }
+  // DLPack's number for it, for the producers of other tensors to wait for.
+  std::uintptr_t for_dlpack() const;
+
+ private:
+  friend class Tensor;
+  std::optional<void*> stream_;
+};
+
 // One tensor argument: a view of the object's bytes, and what keeps them in place while an engine works on them. The
 // caller keeps the object itself alive. Made and destroyed with the interpreter lock held.
 class Tensor {
  public:
   // Throws ValueError or TypeError that names the argument.
-  Tensor(nanobind::handle object, const char* name, Access access);
+  Tensor(nanobind::handle object, const char* name, Access access, CallStream& stream);
   ~Tensor();
   Tensor(const Tensor&) = delete;
   Tensor& operator=(const Tensor&) = delete;
@@ -33,6 +47,8 @@ class Tensor {
   bool borrow();
   bool read_buffer();
   void read_dlpack();
+  nanobind::object export_dlpack();
+  void learn_stream(int device_index);
   void release();
   void take(const dlpack::Tensor& tensor);
   void take(const Py_buffer& buffer, std::optional<DType> extension_dtype);
@@ -43,6 +59,7 @@ class Tensor {
   nanobind::handle object_;
   const char* name_;
   Access access_;
+  CallStream& stream_;
   TensorView view_;
   std::optional<Py_buffer> buffer_;
   dlpack::Managed* managed_ = nullptr;
@@ -52,8 +69,8 @@ class Tensor {
 // A tensor that may be None.
 class OptionalTensor {
  public:
-  OptionalTensor(nanobind::handle object, const char* name, Access access) {
-    if (!object.is_none()) tensor_.emplace(object, name, access);
+  OptionalTensor(nanobind::handle object, const char* name, Access access, CallStream& stream) {
+    if (!object.is_none()) tensor_.emplace(object, name, access, stream);
   }
   template <class View>
   void assign_to(std::optional<View>& view) const {

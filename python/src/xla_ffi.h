@@ -1,4 +1,4 @@
-// XLA's foreign-function interface as flash3 uses it: the C structures of a call on the CPU. It is a stable binary
+// XLA's foreign-function interface as flash3 uses it: the C structures of a call. It is a stable binary
 // interface (https://openxla.org/xla/custom_call); only what is used is declared, so that JAX is no build requirement.
 // tests/python/test_jax.py holds the layouts against the header that the installed jaxlib carries.
 #pragma once
@@ -38,6 +38,13 @@ struct ErrorCreateArgs {
   ErrorCode code;
 };
 
+struct StreamGetArgs {
+  std::size_t struct_size;
+  Extension* extensions;
+  void* context;
+  void* stream;  // set by XLA
+};
+
 // The beginning of XLA's table of functions.
 struct Api {
   std::size_t struct_size;
@@ -45,6 +52,8 @@ struct Api {
   Version version;
   const void* internal;
   Error* (*create_error)(ErrorCreateArgs*);
+  const void* others[3];
+  Error* (*get_stream)(StreamGetArgs*);
 };
 
 struct Metadata {

@@ -31,6 +31,8 @@ BAD_OPTIONS = [
     ({"seqused_k": np.zeros(2, np.int64)}, ValueError, r"seqused_k: dtype is int64, accepted are .*int32"),
     ({"seqused_k": [1, 2]}, TypeError, r"seqused_k: is list, accepted is"),
     ({"seqused_k": np.array([24, 0], np.int32)}, ValueError, r"seqused_k: entry 0 is 24, accepted is 0 to"),
+    ({"max_seqlen_q": 1.5}, TypeError, r"max_seqlen_q: is float, accepted is an integer of 0 or more, or None"),
+    ({"max_seqlen_k": -1}, ValueError, r"max_seqlen_k: is -1, accepted is 0 or more"),
     ({"cu_seqlens_q": np.array([0, 1], np.int32)}, ValueError, r"query: shape is .*, accepted with cu_seqlens_q is"),
 ]
 

@@ -96,6 +96,8 @@ def test_varlen(qkv):
     q, k, v = qkv(20)
     cu = torch.tensor([0, 7, 7, 20], dtype=torch.int32)
     out, lse = fa.flash_attn_varlen_func(q, k, v, cu, cu, 13, 13, causal=True, return_attn_probs=True)
+    with pytest.raises(ValueError, match="max_seqlen_k: is 12, but the longest sequence of cu_seqlens_k has 13 rows"):
+        fa.flash_attn_varlen_func(q, k, v, cu, cu, 13, 12)
     assert lse.shape == (4, 20)
     for first, last in ((0, 7), (7, 20)):
         alone = flash3.attention(*(t[None, first:last] for t in (q, k, v)), causal=True)
@@ -114,6 +116,10 @@ def test_kvcache(qkv):
         assert torch.equal(k_cache[b, length + 3 :], before[b, length + 3 :])
         keys, values = (t[b, None, : length + 3] for t in (k_cache, v_cache))
         torch.testing.assert_close(out[b, None], flash3.attention(q[b, None], keys, values, causal=True))
+    again = fa.flash_attn_with_kvcache(
+        q, k_cache, v_cache, cache_seqlens=lengths + 3, causal=True, rotary_seqlens=lengths
+    )  # which rotates nothing without rotary_cos and rotary_sin: callers pass it always
+    assert torch.equal(again, out)
     out, lse, *rest = fa.flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=5, return_softmax_lse=True)
     torch.testing.assert_close(out, flash3.attention(q, k_cache[:, :5], v_cache[:, :5]))
     assert lse.shape == (2, 4, 3) and [t.numel() for t in rest] == [0, 0]
@@ -142,7 +148,7 @@ UNSERVED = {
     fa.flash_attn_func: ["qv", "q_descale", "k_descale", "v_descale", "attention_chunk"],
     fa.flash_attn_with_kvcache: [
         "qv", "rotary_cos", "rotary_sin", "cache_batch_idx", "cache_leftpad", "page_table", "cu_seqlens_k_new",
-        "rotary_seqlens", "q_descale", "k_descale", "v_descale", "attention_chunk", "scheduler_metadata",
+        "q_descale", "k_descale", "v_descale", "attention_chunk",
     ],
 }  # fmt: skip
 
@@ -154,6 +160,58 @@ def test_what_no_engine_serves_is_refused_by_name(function, name):
         function(*tensors, **{name: 4 if name == "attention_chunk" else torch.zeros(1)})
 
 
-def test_scheduler_metadata_is_refused():
-    with pytest.raises(NotImplementedError, match="get_scheduler_metadata"):
-        fa.get_scheduler_metadata(1, 1, 1, 1, 1, 64, torch.zeros(1, dtype=torch.int32))
+def test_scheduler_metadata(qkv):
+    q, _, _ = qkv(2, 3)
+    _, k_cache, v_cache = qkv(2, 12)
+    lengths = torch.tensor([4, 9], dtype=torch.int32)
+    metadata = fa.get_scheduler_metadata(2, 3, 12, 4, 2, 16, lengths, qkv_dtype=torch.float32, causal=True)
+    options = {"cache_seqlens": lengths, "causal": True}
+    expected = fa.flash_attn_with_kvcache(q, k_cache, v_cache, **options)
+    assert torch.equal(
+        fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=metadata, **options), expected
+    )
+    other = fa.get_scheduler_metadata(2, 3, 12, 4, 2, 64, lengths)
+    with pytest.raises(ValueError, match=r"scheduler_metadata: is for .* \[2, 4, 2, 64, 64\], accepted is one for"):
+        fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=other, **options)
+    for wrong in (torch.zeros(6, dtype=torch.int32), torch.zeros(3), 5):
+        with pytest.raises(ValueError, match="scheduler_metadata: "):
+            fa.flash_attn_with_kvcache(q, k_cache, v_cache, scheduler_metadata=wrong, **options)
+    with pytest.raises(NotImplementedError, match="^page_size: is given, but no engine serves it"):
+        fa.get_scheduler_metadata(2, 3, 12, 4, 2, 16, lengths, page_size=4)
+
+
+def test_refused_calls_leave_the_caches_alone(qkv):
+    q, new_k, new_v = qkv(2, 3)
+    _, k_cache, v_cache = qkv(2, 12)
+    before = k_cache.clone(), v_cache.clone()
+    for bad in (
+        {"softcap": -1.0},
+        {"v": new_v[:, :2]},
+        {"v": new_v[..., :8]},
+        {"v": new_v.half()},
+        {"window_size": 3},
+        {"cache_seqlens": torch.tensor([4, 10], dtype=torch.int32)},
+    ):
+        arguments = {"k": new_k, "v": new_v, "cache_seqlens": 4} | bad
+        with pytest.raises((ValueError, TypeError), match=next(iter(bad)).replace("cache_seqlens", "k: its 3 rows")):
+            fa.flash_attn_with_kvcache(q, k_cache, v_cache, **arguments)
+        assert torch.equal(k_cache, before[0]) and torch.equal(v_cache, before[1])
+
+
+def test_what_is_no_tensor(qkv):
+    q, k, v = qkv(2, 3)
+    with pytest.raises(TypeError, match="q, k, v: one is list, accepted are PyTorch tensors"):
+        fa.flash_attn_func(q, k.tolist(), v)
+
+
+def test_compile(qkv):
+    """No graph break, the bits of the eager call, and the lengths' bounds as sizes of the graph."""
+    q, k, v = qkv(20)
+    cu = torch.tensor([0, 7, 7, 20], dtype=torch.int32)
+
+    def f(q, k, v, most):
+        out = fa.flash_attn_varlen_func(q, k, v, cu, cu, most, most, causal=True, window_size=(5, -1))
+        return out + fa.flash_attn_func(q[None], k[None], v[None], causal=True)[0]
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
+    assert torch.equal(compiled(q, k, v, 13), f(q, k, v, 13))

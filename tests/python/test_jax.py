@@ -186,7 +186,8 @@ LAYOUTS = {
     ("Version", "XLA_FFI_Api_Version"): "struct_size extensions:extension_start major_version minor_version",
     ("ErrorCreateArgs", "XLA_FFI_Error_Create_Args"): "struct_size extensions:extension_start message code:errc",
     ("Api", "XLA_FFI_Api"): "struct_size extensions:extension_start version:api_version internal:internal_api "
-    "create_error:XLA_FFI_Error_Create",
+    "create_error:XLA_FFI_Error_Create get_stream:XLA_FFI_Stream_Get",
+    ("StreamGetArgs", "XLA_FFI_Stream_Get_Args"): "struct_size extensions:extension_start context:ctx stream",
     ("Metadata", "XLA_FFI_Metadata"): "struct_size version:api_version traits",
     ("MetadataExtension", "XLA_FFI_Metadata_Extension"): "base:extension_base metadata",
     ("Buffer", "XLA_FFI_Buffer"): "struct_size extensions:extension_start dtype data rank dims",

@@ -69,6 +69,10 @@ def test_variable_length(random, engine):
     assert out.shape == (19, 4, 16) and lse.shape == (4, 19)
     oracle.check(out, lse, query, key, value, **options)
     assert (out[16:] == 0).all() and np.isneginf(lse[:, 16:]).all()
+    bounded = flash3.attention(query, key, value, max_seqlen_q=9, max_seqlen_k=50, engine=engine, **options)
+    np.testing.assert_array_equal(bounded, out)
+    with pytest.raises(ValueError, match="max_seqlen_q: is 8, but the longest sequence of cu_seqlens_q has 9 rows"):
+        flash3.attention(query, key, value, max_seqlen_q=8, engine=engine, **options)
 
 
 def test_head_dims_differ(qkv, engine):

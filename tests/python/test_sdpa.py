@@ -68,6 +68,76 @@ def test_same_as_without(qkv, calls, name):
         torch.testing.assert_close(gradient.double(), tensor.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_dropout_is_refused(qkv):
+    with pytest.raises(NotImplementedError, match="dropout_p: is 0.5, but no engine serves it"):
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*qkv(), 0.5)
+
+
+def test_a_gradient_that_no_engine_has_is_refused_at_the_forward_call(qkv, monkeypatch):
+    def plan(inputs, options, backward):
+        assert backward
+        raise NotImplementedError("no engine has a backward")
+
+    monkeypatch.setattr(flash3.integrations.sdpa._flash3, "plan", plan)
+    sdpa(*qkv())
+    with torch.no_grad():
+        sdpa(*qkv(requires_grad=True))
+    with pytest.raises(NotImplementedError, match="no engine has a backward"):
+        sdpa(*qkv(requires_grad=True))
+
+
+def kernel(name):
+    """What is registered for CUDA tensors takes CPU tensors too, when called itself."""
+    return getattr(flash3.integrations.sdpa, name)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_operators_for_cuda(qkv, transposed):
+    query, key, value = qkv(9, 9)
+    if transposed:
+        query, key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query, key, value))
+    expected, expected_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+    results = kernel("_forward_cuda")(query, key, value, 0.0, True)
+    torch.testing.assert_close(results[0], expected, rtol=0, atol=0)
+    torch.testing.assert_close(results[1], expected_lse, rtol=0, atol=0)
+    promised = torch.ops.aten._scaled_dot_product_flash_attention(*(t.to("meta") for t in (query, key, value)))
+    assert len(results) == len(promised)
+    for result, like in zip(results, promised):
+        if isinstance(like, torch.Tensor):
+            assert (result.shape, result.dtype) == (like.shape, like.dtype) and (
+                result is not results[0] or result.stride() == like.stride()
+            )
+        else:
+            assert result == like
+    grad_out = torch.linspace(-1, 1, expected.numel()).view(expected.shape)
+    gradients = kernel("_backward_cuda")(grad_out, query, key, value, *results[:6], 0.0, True, *results[6:8])
+    wanted = [t.clone().requires_grad_() for t in (query, key, value)]
+    sdpa(*wanted, is_causal=True).backward(grad_out)
+    for gradient, tensor in zip(gradients, wanted):
+        torch.testing.assert_close(gradient, tensor.grad, rtol=0, atol=0)
+
+
+def test_the_operators_for_packed_cuda_tensors(random):
+    query, key, value = (torch.from_numpy(random.standard_normal((20, h, 16))).float() for h in (4, 2, 2))
+    lengths = torch.tensor([0, 7, 7, 20], dtype=torch.int32)
+    windows = {"window_size_left": 4, "window_size_right": -1}
+    arguments = (query, key, value, lengths, lengths, 13, 13, 0.0, True)
+    out, lse, state, unused, _ = kernel("_forward_packed")(*arguments, False, **windows)
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    options = {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths, "causal": True, "window_left": 4, "return_lse": True}
+    expected, expected_lse = flash3.attention(*leaves, **options)
+    assert torch.equal(out, expected) and torch.equal(lse, expected_lse)
+    grad_out = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    expected.backward(grad_out)
+    gradients = kernel("_backward_packed")(
+        grad_out, query, key, value, out, lse, *arguments[3:], state, unused, **windows
+    )
+    for gradient, leaf in zip(gradients, leaves):
+        assert torch.equal(gradient, leaf.grad)
+    with pytest.raises(NotImplementedError, match="alibi_slopes: is given, but no engine serves it"):
+        kernel("_forward_packed")(*arguments, False, alibi_slopes=torch.zeros(4))
+
+
 def test_compiled(qkv, calls):
     tensors = qkv()
     expected = sdpa(*tensors, is_causal=True)

@@ -42,7 +42,7 @@ def naive(query, key, value, *, causal=False, softcap=0.0, sinks=None, bias=None
 
 
 def operator_arguments(query, key, value, engine, backward_follows):
-    options = (None, True, "bottom_right", 3, None, 0.0, engine, 0)
+    options = (None, True, "bottom_right", 3, None, 0.0, None, None, engine, 0)
     return (query, key, value, *[None] * 6, *options, backward_follows)
 
 

@@ -60,6 +60,12 @@ def model(name, implementation):
 NAMES = ["llama", "gemma2", "gpt_oss"]
 
 
+@pytest.fixture(params=["bias", "packed"])
+def either_way(request, monkeypatch):
+    """Padding as it is served on a CPU, and as on a GPU."""
+    monkeypatch.setattr(flash3.integrations.transformers, "_packs", lambda query: request.param == "packed")
+
+
 @pytest.fixture
 def tokens():
     return torch.randint(1, 97, (2, 23), generator=torch.Generator().manual_seed(7))
@@ -74,6 +80,7 @@ def paddings(tokens):
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("either_way")
 def test_logits(name, tokens, padding):
     mask = paddings(tokens)[padding]
     with torch.no_grad():
@@ -85,6 +92,7 @@ def test_logits(name, tokens, padding):
 
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("either_way")
 def test_greedy_tokens(name, tokens, padding):
     options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": paddings(tokens)[padding]}
     if padding == "none":
@@ -93,25 +101,59 @@ def test_greedy_tokens(name, tokens, padding):
     assert torch.equal(model(name, "flash3").generate(tokens, **options), expected)
 
 
+@pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("name", NAMES)
-def test_static_cache(name, tokens):
-    """A cache with room for more keys than there are: the mask is no band that ends with the keys."""
+@pytest.mark.usefixtures("either_way")
+def test_static_cache(name, tokens, padding, monkeypatch):
+    """A cache with room for more keys than there are."""
+    mask = torch.ones_like(tokens) if padding == "none" else paddings(tokens)[padding]
     options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static", "disable_compile": True}
-    expected = model(name, "eager").generate(tokens, attention_mask=torch.ones_like(tokens), **options)
-    ours = model(name, "flash3").generate(tokens, attention_mask=torch.ones_like(tokens), **options)
+    expected = model(name, "eager").generate(tokens, attention_mask=mask, **options)
+    seen = spy_on_biases(monkeypatch)
+    ours = model(name, "flash3").generate(tokens, attention_mask=mask, **options)
     assert torch.equal(ours, expected)
+    if padding == "none" or flash3.integrations.transformers._packs(tokens):
+        assert set(seen) == {None}
 
 
+def spy_on_biases(monkeypatch):
+    seen = []
+    attention = flash3.integrations.transformers.attention
+
+    def spy(*tensors, bias=None, **options):
+        seen.append(bias)
+        return attention(*tensors, bias=bias, **options)
+
+    monkeypatch.setattr(flash3.integrations.transformers, "attention", spy)
+    return seen
+
+
+@pytest.mark.usefixtures("either_way")
+def test_padding_in_the_middle(tokens):
+    """Keys left out between others: a window counts them, so its layers take a bias on any engine."""
+    mask = torch.ones_like(tokens)
+    mask[0, 5:9] = 0
+    for name in ("llama", "gemma2"):
+        with torch.no_grad():
+            expected = model(name, "eager")(tokens, attention_mask=mask).logits
+            logits = model(name, "flash3")(tokens, attention_mask=mask).logits
+        torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
 @pytest.mark.parametrize("name", NAMES)
-def test_training(name, tokens):
+@pytest.mark.usefixtures("either_way")
+def test_training(name, tokens, padding):
     """The same losses over a few steps."""
+    mask = paddings(tokens)[padding]
+    labels = tokens if mask is None else tokens.masked_fill(mask == 0, -100)
 
     def losses(implementation):
         trained = model(name, implementation).train()
         optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
         seen = []
         for _ in range(4):
-            loss = trained(tokens, labels=tokens).loss
+            loss = trained(tokens, attention_mask=mask, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
