@@ -8,6 +8,7 @@ import ctypes as c
 import dataclasses
 import importlib
 import math
+import os
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -85,7 +86,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int32: 5}
 class Flash3:
     def __init__(self, path, name="flash3"):
         self.name = name
-        self.library = c.CDLL(path)
+        self.library = c.CDLL(os.path.abspath(path))
         self.library.flash3_last_error.restype = c.c_char_p
         self.library.flash3_version.restype = c.c_char_p
         self.version = self.library.flash3_version().decode()
@@ -185,7 +186,7 @@ class Fa3Library:
 
     def __init__(self, path):
         self.version = "hopper/, as a C library"
-        library = c.CDLL(path)
+        library = c.CDLL(os.path.abspath(path))
         self.forward = library.fa3_forward
         self.forward.argtypes = [c.c_void_p] * 5 + [c.c_int64] * 12 + [c.c_int] * 10 + [c.c_float]
         self.forward.argtypes += [c.c_void_p] * 3 + [c.c_int, c.c_void_p]
