@@ -72,7 +72,7 @@ class Lab:
             except Exception as error:  # rivals raise what they like
                 if library in self.ours:
                     raise
-                refused[library.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                refused[library.name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return calls, refused
 
     # Times -----------------------------------------------------------------------------------------------------------

@@ -260,5 +260,5 @@ def find_rivals(wanted, fa3_path=None):
         try:
             found.append(makers[name]())
         except Exception as error:  # a rival that fails to load is absent, whatever the way it fails
-            absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            absent[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     return found, absent

@@ -26,9 +26,8 @@ class Nvml:
             device = c.c_void_p()
             if self.library.nvmlInit_v2():
                 return
-            if uuid:
-                failed = self.library.nvmlDeviceGetHandleByUUID(uuid.encode(), c.byref(device))
-            else:
+            failed = not uuid or self.library.nvmlDeviceGetHandleByUUID(uuid.encode(), c.byref(device))
+            if failed:
                 failed = self.library.nvmlDeviceGetHandleByIndex_v2(0, c.byref(device))
             if not failed:
                 self.device = device
