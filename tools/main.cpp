@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 
 #include "commands.h"
@@ -17,6 +18,14 @@
 namespace {
 
 using namespace flash3::tools;
+
+// Files without a flag are shown as "[FILE...]", not by their number.
+struct Formatter : CLI::Formatter {
+  std::string make_option_usage(const CLI::Option* option) const override {
+    if (option->get_expected_max() <= 1) return CLI::Formatter::make_option_usage(option);
+    return "[" + option->get_type_name() + "...]";
+  }
+};
 
 // One line on stderr.
 int fail(const std::string& command, std::string message, int code) {
@@ -59,6 +68,7 @@ int main(int argc, char** argv) {
   app.set_version_flag(
       "--version", fmt::format("flash3 {}.{}.{}", FLASH3_VERSION_MAJOR, FLASH3_VERSION_MINOR, FLASH3_VERSION_PATCH));
   app.require_subcommand(1);
+  app.formatter(std::make_shared<Formatter>());
   app.get_formatter()->column_width(34);
 
   struct Command {

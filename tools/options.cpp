@@ -51,7 +51,7 @@ CLI::Option* add_counts(CLI::App& app, const std::string& flags, std::vector<std
     values.clear();
     for (const std::string& item : items) values.push_back(parse_count(flags, item, smallest));
   };
-  return app.add_option_function<std::vector<std::string>>(flags, parse, help)->delimiter(',')->type_name("N,...");
+  return app.add_option_function<std::vector<std::string>>(flags, parse, help)->delimiter(',')->option_text("N,...");
 }
 
 CLI::Option* add_count(CLI::App& app, const std::string& flags, std::int64_t& value, const std::string& help,

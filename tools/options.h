@@ -74,7 +74,7 @@ CLI::Option* add_choices(CLI::App& app, const std::string& flags, std::vector<Va
   };
   return app.add_option_function<std::vector<std::string>>(flags, parse, help + ": " + all)
       ->delimiter(',')
-      ->type_name("NAME,...");
+      ->option_text("NAME,...");
 }
 
 }  // namespace flash3::tools

@@ -12,6 +12,7 @@
 
 #include "cpu/bias-inl.h"
 #include "cpu/gradients-inl.h"
+#include "cpu/kernels.h"
 #include "cpu/threads.h"
 #include "cpu/workspace.h"
 
@@ -29,8 +30,8 @@ class BackwardPass {
  public:
   using Element = typename Kind::Element;
   static constexpr std::int64_t per_unit = Kind::per_unit;
-  static constexpr std::int64_t block_keys = 128;
-  static constexpr std::int64_t tile_strips = 4;
+  static constexpr std::int64_t block_keys = backward_block_keys;
+  static constexpr std::int64_t tile_strips = backward_tile_strips;
   static constexpr std::int64_t tile_rows = tile_strips * strip;
 
   BackwardPass(const core::BackwardProblem& problem, int threads)

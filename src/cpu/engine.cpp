@@ -24,10 +24,11 @@ int threads_for_flops(double flops, std::int64_t pieces, int wished) {
   return std::max(1, static_cast<int>(std::min(worth, static_cast<double>(most))));
 }
 
-std::string describe(const core::Problem& problem, std::string_view tiles) {
+std::string describe(const core::Problem& problem, int rows, int keys) {
   const KernelInfo info = kernel_info();
   const bool pairs = problem.dtype == DType::bfloat16 && info.multiplies_bfloat16;
-  return fmt::format("{}, {} products, {}", info.instructions, pairs ? "bfloat16" : "float32", tiles);
+  return fmt::format("{}, {} products, tiles of {} query rows x {} keys", info.instructions,
+                     pairs ? "bfloat16" : "float32", rows, keys);
 }
 
 }  // namespace
@@ -64,11 +65,11 @@ int threads_for(const core::BackwardProblem& problem, int num_threads) {
 }
 
 std::string describe(const core::ForwardProblem& problem) {
-  return describe(problem, fmt::format("tiles of {} query rows x 256 keys", kernel_info().strip));
+  return describe(problem, kernel_info().strip, forward_block_keys);
 }
 
 std::string describe(const core::BackwardProblem& problem) {
-  return describe(problem, fmt::format("tiles of {} query rows x 256 keys", kernel_info().strip));
+  return describe(problem, backward_tile_strips * kernel_info().strip, backward_block_keys);
 }
 
 void forward(const core::ForwardProblem& problem, int num_threads) {

@@ -7,6 +7,7 @@
 #define FLASH3_CPU_FORWARD_INL_H_
 #endif
 
+#include "cpu/kernels.h"
 #include "cpu/pack-inl.h"
 #include "cpu/scores-inl.h"
 #include "cpu/threads.h"
@@ -23,7 +24,7 @@ class ForwardPass {
  public:
   using Element = typename Kind::Element;
   static constexpr std::int64_t per_unit = Kind::per_unit;
-  static constexpr std::int64_t block_keys = 256;  // a block's weights and its part of V stay in the second-level cache
+  static constexpr std::int64_t block_keys = forward_block_keys;
 
   ForwardPass(const core::ForwardProblem& problem, int threads)
       : problem_(problem),

@@ -19,20 +19,20 @@ namespace flash3::cpu {
 namespace HWY_NAMESPACE {
 
 void forward_on_target(const core::ForwardProblem& problem, int threads) {
-#if HWY_NATIVE_DOT_BF16
+#if FLASH3_CPU_PAIRS
   if (problem.dtype == DType::bfloat16) return run_forward<PairKind>(problem, threads);
 #endif
   run_forward<FloatKind>(problem, threads);
 }
 
 void backward_on_target(const core::BackwardProblem& problem, int threads) {
-#if HWY_NATIVE_DOT_BF16
+#if FLASH3_CPU_PAIRS
   if (problem.dtype == DType::bfloat16) return run_backward<PairKind>(problem, threads);
 #endif
   run_backward<FloatKind>(problem, threads);
 }
 
-KernelInfo info_on_target() { return {hwy::TargetName(HWY_TARGET), lanes, HWY_NATIVE_DOT_BF16 != 0, strip}; }
+KernelInfo info_on_target() { return {hwy::TargetName(HWY_TARGET), lanes, FLASH3_CPU_PAIRS != 0, strip}; }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace flash3::cpu

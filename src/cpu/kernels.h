@@ -9,6 +9,11 @@ namespace flash3::cpu {
 void run_forward_kernel(const core::ForwardProblem& problem, int threads);
 void run_backward_kernel(const core::BackwardProblem& problem, int threads);
 
+// Keys of a block in each pass, and the strips of query rows that the backward pass takes together.
+inline constexpr int forward_block_keys = 256;  // a block's weights and its part of V stay in the second-level cache
+inline constexpr int backward_block_keys = 128;
+inline constexpr int backward_tile_strips = 4;
+
 // What the instruction set in use is, for a person, and how it multiplies.
 struct KernelInfo {
   const char* instructions;

@@ -20,6 +20,9 @@ namespace HWY_NAMESPACE {
 
 // ---- Rows in and out: float, or bfloat16 bits where the processor multiplies those.
 
+// Whether the processor converts float16: Highway's stand-in takes inf and NaN for numbers.
+inline constexpr bool converts_float16 = HWY_TARGET_IS_NEON || HWY_TARGET <= HWY_AVX2;
+
 // Converts a row to floats and fills it up with zeros to `padded`. Returns whether all of it is finite.
 inline bool load_row(const void* source, DType dtype, std::int64_t size, std::int64_t padded, float* HWY_RESTRICT out) {
   Vector poison = hn::Zero(lanes_tag);  // x * 0 is 0 if x is finite, else NaN
@@ -42,7 +45,9 @@ inline bool load_row(const void* source, DType dtype, std::int64_t size, std::in
     case DType::float16: {
       const hn::Rebind<hwy::float16_t, Float> halves;
       const auto* p = static_cast<const hwy::float16_t*>(source);
-      whole_vectors([&](std::int64_t at) { return hn::PromoteTo(lanes_tag, hn::LoadU(halves, p + at)); });
+      if constexpr (converts_float16) {
+        whole_vectors([&](std::int64_t at) { return hn::PromoteTo(lanes_tag, hn::LoadU(halves, p + at)); });
+      }
       tail(static_cast<const core::float16*>(source));
       break;
     }
@@ -78,7 +83,7 @@ inline void store_row(const float* HWY_RESTRICT row, std::int64_t size, DType dt
     case DType::float16: {
       const hn::Rebind<hwy::float16_t, Float> halves;
       auto* p = static_cast<core::float16*>(target);
-      for (; i + lanes <= size; i += lanes) {
+      for (; converts_float16 && i + lanes <= size; i += lanes) {
         hn::StoreU(hn::DemoteTo(halves, hn::LoadU(lanes_tag, row + i)), halves,
                    reinterpret_cast<hwy::float16_t*>(p + i));
       }
@@ -191,7 +196,7 @@ inline const void* at_offset(const void* data, DType dtype, std::int64_t offset)
 inline void* at_offset(void* data, DType dtype, std::int64_t offset) {
   return static_cast<std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
 }
-#if HWY_NATIVE_DOT_BF16
+#if FLASH3_CPU_PAIRS
 struct PairKind : Bfloat16Pairs, PairLayout {
   // Lane by lane, two floats rounded to bfloat16 as one unit.
   static HWY_INLINE Vector pair(Vector first, Vector second) {

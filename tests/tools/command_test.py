@@ -781,7 +781,10 @@ class Output(CommandTest):
         text = self.flash3("--help")
         for command in ("check", "attend", "plan", "bench", "accuracy"):
             self.assertIn(command, text)
-            self.assertIn("Examples:", self.flash3(command, "--help"))
+            text = self.flash3(command, "--help")
+            self.assertIn("Examples:", text)
+            self.assertNotRegex(text, r"\.\.\. \.\.\.|\(\d+x\)")
+        self.assertIn("Usage: flash3 attend [OPTIONS] [FILE...]\n", self.flash3("attend", "--help"))
 
     def test_version(self):
         header = pathlib.Path(__file__).parents[2] / "include" / "flash3" / "version.h"
