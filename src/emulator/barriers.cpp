@@ -48,7 +48,9 @@ void end_phase_if_complete(BarrierState& b, const Where& where) {
 BarrierState& usable(std::uint32_t address, bool remote, const Where& where) {
   Machine& machine = Machine::instance();
   Thread& me = machine.self();
-  BarrierState& b = barrier_at(block_at(*me.warp.block, address), address, where);
+  Block& block = block_at(*me.warp.block, address, where);
+  note_access(block, where);
+  BarrierState& b = barrier_at(block, address, where);
   if (me.known.at(b.maker) < b.made_time) {
     machine.fail(FaultKind::race, "nothing orders the mbarrier's init at " + to_string(b.made) + " before this use",
                  where);
@@ -82,14 +84,15 @@ void come(std::shared_ptr<Gathering>& open, Warp& warp) {
   open = nullptr;
 }
 
-void wait_for(const std::shared_ptr<Gathering>& gathering, const char* what, const Where& where) {
+void wait_for(const std::shared_ptr<Gathering>& gathering, const char* what, const Where& where, int id = -1) {
   Machine& machine = Machine::instance();
   Thread& me = machine.self();
   const std::shared_ptr<Gathering> held = gathering;
   while (!held->done) {
     held->waiters.push_back(&me);
-    machine.block(what, where, [g = held.get()] {
-      return std::to_string(g->arrived) + " of " + std::to_string(g->expected) + " threads have come";
+    machine.block(what, where, [g = held.get(), id] {
+      return (id < 0 ? "" : "barrier " + std::to_string(id) + ": ") + std::to_string(g->arrived) + " of " +
+             std::to_string(g->expected) + " threads have come";
     });
   }
   me.learn(held->known, held->fenced);
@@ -272,7 +275,7 @@ void named_barrier(int id, int threads, bool wait, const Where& where) {
     come(open, warp);
   };
   machine.meet(warp.meeting, wait ? "named_barrier_sync" : "named_barrier_arrive", where, count);
-  if (wait) wait_for(warp.gathering, "named_barrier_sync", where);
+  if (wait) wait_for(warp.gathering, "named_barrier_sync", where, id);
 }
 
 void cluster_arrive(const Where& where) {

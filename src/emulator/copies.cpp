@@ -19,7 +19,7 @@ struct Copy : Operation {
     Thread& me = Machine::instance().self();
     known = me.known;
     fenced = me.fenced;
-    std::tie(agent, time) = Machine::instance().lend(*me.warp.block->cluster, me.known, where);
+    std::tie(agent, time) = Machine::instance().lend(block_, me.known, where);
     cluster = me.warp.block->cluster;
     known.set(agent, time);
     me.tick();
@@ -311,7 +311,7 @@ void bulk_load(std::uint32_t target, const void* source, std::uint32_t bytes, st
   demand(target % 16 == 0 && bytes % 16 == 0 && bytes > 0 && reinterpret_cast<std::uintptr_t>(source) % 16 == 0,
          FaultKind::descriptor, "a bulk copy moves multiples of 16 bytes between multiples of 16", where);
   check_global_access(source, bytes, false, where);
-  auto load = std::make_unique<BulkLoad>(block_at(*machine.self().warp.block, target), Actor::copy_in, where);
+  auto load = std::make_unique<BulkLoad>(block_at(*machine.self().warp.block, target, where), Actor::copy_in, where);
   load->source = source;
   load->count = bytes;
   load->target = target;

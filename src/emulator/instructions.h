@@ -35,8 +35,11 @@ void maybe_yield();  // a moment at which other threads may go first
 // Shared memory.
 void* shared_struct(std::size_t bytes, const Where& where);
 std::uint32_t shared_address(const void* object);
-void read_shared(std::uint32_t address, void* to, std::uint32_t bytes, const Where& where);
-void write_shared(std::uint32_t address, const void* from, std::uint32_t bytes, const Where& where);
+enum class Window { block, cluster };  // whose memory an instruction reaches
+void read_shared(std::uint32_t address, void* to, std::uint32_t bytes, const Where& where,
+                 Window window = Window::block);
+void write_shared(std::uint32_t address, const void* from, std::uint32_t bytes, const Where& where,
+                  Window window = Window::block);
 // The bytes, for an atomic update in place.
 void* atomic_shared(std::uint32_t address, std::uint32_t bytes, const Where& where);
 

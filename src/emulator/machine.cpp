@@ -161,13 +161,19 @@ void Machine::start_cluster() {
 }
 
 void Machine::end_cluster(Cluster& cluster) {
-  Clock all;
   for (auto& block : cluster.blocks) {
+    Clock all;
     for (auto& thread : block->threads) all.join(thread->known);
-  }
-  for (const Cluster::Slot& slot : cluster.slots) {
-    if (all.at(slot.agent) < slot.time) {
-      fail(FaultKind::race, "the block ended, but no thread waited for the asynchronous copy", slot.where);
+    for (const Cluster::Slot& slot : cluster.slots) {
+      if (slot.block != block.get() || all.at(slot.agent) >= slot.time) continue;
+      fail(FaultKind::race,
+           "block " + block->name() + " ended, but none of its threads waited for the asynchronous copy", slot.where);
+    }
+    for (const auto& [agent, access] : block->remote_accesses) {
+      if (all.at(agent) >= access.time) continue;
+      fail(FaultKind::race,
+           "nothing orders this access to the shared memory of block " + block->name() + " before that block's end",
+           access.where);
     }
   }
   for (auto& block : cluster.blocks) {
@@ -385,14 +391,16 @@ void Machine::product_queued(Warpgroup& warpgroup) {
   }
 }
 
-std::pair<std::uint32_t, std::uint32_t> Machine::lend(Cluster& cluster, const Clock& issuer, const Where& where) {
+std::pair<std::uint32_t, std::uint32_t> Machine::lend(Block& block, const Clock& issuer, const Where& where) {
+  Cluster& cluster = *block.cluster;
   for (Cluster::Slot& slot : cluster.slots) {
     if (slot.busy || issuer.at(slot.agent) < slot.time) continue;
     slot.busy = true;
     slot.where = where;
+    slot.block = &block;
     return {slot.agent, ++slot.time};
   }
-  cluster.slots.push_back({cluster.agents++, 1, true, where});
+  cluster.slots.push_back({cluster.agents++, 1, true, where, &block});
   return {cluster.slots.back().agent, 1};
 }
 

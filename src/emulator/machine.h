@@ -171,6 +171,12 @@ struct Block {
   int free_registers = 0;
   std::vector<Thread*> register_waiters;
   bool dependency_waited = false;
+  // The last access to its memory by each thread of another block: it must be over before this block ends.
+  struct RemoteAccess {
+    std::uint32_t time;
+    Where where;
+  };
+  std::unordered_map<std::uint32_t, RemoteAccess> remote_accesses;  // by agent
 
   ~Block();
   std::string name() const;
@@ -187,7 +193,8 @@ struct Cluster {
     std::uint32_t agent;
     std::uint32_t time;
     bool busy;
-    Where where;  // of the operation that has it, or had it last
+    Where where;   // of the operation that has it, or had it last
+    Block* block;  // whose memory it uses
   };
   std::vector<Slot> slots;
 };
@@ -236,7 +243,7 @@ class Machine {
   std::mt19937_64& dice() { return dice_; }
 
   // Lends a component for an operation that `issuer` starts; the operation's time on it.
-  std::pair<std::uint32_t, std::uint32_t> lend(Cluster& cluster, const Clock& issuer, const Where& where);
+  std::pair<std::uint32_t, std::uint32_t> lend(Block& block, const Clock& issuer, const Where& where);
   void give_back(Cluster& cluster, std::uint32_t agent);
 
  private:
@@ -273,7 +280,9 @@ class Machine {
 };
 
 // Accesses of the calling thread, or of an operation, to the shared memory of the block that an address names.
-Block& block_at(Block& from, std::uint32_t address);
+Block& block_at(Block& from, std::uint32_t address, const Where& where);
+// The calling thread is about to use another block's memory, or its own.
+void note_access(Block& block, const Where& where);
 void touch_shared(Block& block, std::uint32_t offset, std::uint32_t bytes, Manner manner, const Toucher& by,
                   std::uint8_t swizzle = 0);
 // Offset in its block of an address that must have `bytes` bytes inside the shared struct.

@@ -1,9 +1,28 @@
 // Owns a thread's plain accesses: who it is, its shared memory, and global memory.
+#include <algorithm>
+
 #include "emulator/instructions.h"
 #include "emulator/machine.h"
 #include "emulator/memory.h"
 
 namespace flash3::emulator {
+namespace {
+
+// The block whose memory a plain access of the calling thread reaches.
+Block& reached(std::uint32_t address, Window window, const Where& where) {
+  Block& mine = *Machine::instance().self().warp.block;
+  Block& block = block_at(mine, address, where);
+  if (&block != &mine && window == Window::block) {
+    Machine::instance().fail(FaultKind::bounds,
+                             "an address of block " + block.name() +
+                                 "'s shared memory is given to an instruction that reaches its own block's only",
+                             where);
+  }
+  note_access(block, where);
+  return block;
+}
+
+}  // namespace
 
 int thread_index() { return Machine::instance().self().index; }
 
@@ -31,10 +50,28 @@ void misaligned_row(const Where& where) {
   Machine::instance().fail(FaultKind::bounds, "the address of a matrix row is not a multiple of 16 bytes", where);
 }
 
-Block& block_at(Block& from, std::uint32_t address) {
+Block& block_at(Block& from, std::uint32_t address, const Where& where) {
   const auto rank = static_cast<std::size_t>(address >> rank_shift);
-  if (rank >= from.cluster->blocks.size()) return from;  // shared_offset reports it
+  if (rank >= from.cluster->blocks.size()) {
+    Machine::instance().fail(FaultKind::bounds,
+                             "the address names block " + std::to_string(rank) + " of a cluster of " +
+                                 std::to_string(from.cluster->blocks.size()),
+                             where);
+  }
   return *from.cluster->blocks[rank];
+}
+
+void note_access(Block& block, const Where& where) {
+  Machine& machine = Machine::instance();
+  Thread& me = machine.self();
+  if (&block == me.warp.block) return;
+  const bool started = std::any_of(block.threads.begin(), block.threads.end(),
+                                   [&](const auto& thread) { return me.known.at(thread->agent) > 0; });
+  if (!started) {
+    machine.fail(FaultKind::race,
+                 "nothing says that block " + block.name() + ", whose shared memory is used, has started", where);
+  }
+  block.remote_accesses[me.agent] = {me.now(), where};
 }
 
 std::uint32_t shared_offset(Block& block, std::uint32_t address, std::uint32_t bytes, const Where& where) {
@@ -92,19 +129,19 @@ std::uint32_t shared_address(const void* object) {
   return static_cast<std::uint32_t>(offset) + shared_start + (static_cast<std::uint32_t>(block.rank) << rank_shift);
 }
 
-void read_shared(std::uint32_t address, void* to, std::uint32_t bytes, const Where& where) {
+void read_shared(std::uint32_t address, void* to, std::uint32_t bytes, const Where& where, Window window) {
   Thread& me = Machine::instance().self();
-  Block& block = block_at(*me.warp.block, address);
+  Block& block = reached(address, window, where);
   const std::uint32_t offset = shared_offset(block, address, bytes, where);
   if (offset % bytes != 0) Machine::instance().fail(FaultKind::bounds, "misaligned access to shared memory", where);
   touch_shared(block, offset, bytes, Manner::read, toucher(me, where));
   __builtin_memcpy(to, block.shared + offset, bytes);
 }
 
-void write_shared(std::uint32_t address, const void* from, std::uint32_t bytes, const Where& where) {
+void write_shared(std::uint32_t address, const void* from, std::uint32_t bytes, const Where& where, Window window) {
   Machine& machine = Machine::instance();
   Thread& me = machine.self();
-  Block& block = block_at(*me.warp.block, address);
+  Block& block = reached(address, window, where);
   const std::uint32_t offset = shared_offset(block, address, bytes, where);
   if (offset % bytes != 0) machine.fail(FaultKind::bounds, "misaligned access to shared memory", where);
   touch_shared(block, offset, bytes, Manner::write, toucher(me, where));
@@ -115,7 +152,7 @@ void write_shared(std::uint32_t address, const void* from, std::uint32_t bytes, 
 void* atomic_shared(std::uint32_t address, std::uint32_t bytes, const Where& where) {
   Machine& machine = Machine::instance();
   Thread& me = machine.self();
-  Block& block = block_at(*me.warp.block, address);
+  Block& block = reached(address, Window::block, where);
   const std::uint32_t offset = shared_offset(block, address, bytes, where);
   if (offset % bytes != 0) machine.fail(FaultKind::bounds, "misaligned access to shared memory", where);
   touch_shared(block, offset, bytes, Manner::atomic, toucher(me, where));

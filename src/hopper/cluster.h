@@ -42,4 +42,17 @@ FLASH3_DEVICE SharedAddress map_to_block(SharedAddress address, unsigned rank) {
   return remote;
 }
 
+// ld.shared::cluster.b32 d, [address];  Of any block of the cluster that has started and not ended: sync_cluster before
+// and after. The other loads and stores reach the block's own memory only.
+FLASH3_DEVICE unsigned load_cluster_4(SharedAddress address, Where = Where::current()) {
+  unsigned d;
+  asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(d) : "r"(address) : "memory");
+  return d;
+}
+
+// st.shared::cluster.b32 [address], s;
+FLASH3_DEVICE void store_cluster_4(SharedAddress address, unsigned s, Where = Where::current()) {
+  asm volatile("st.shared::cluster.b32 [%0], %1;" : : "r"(address), "r"(s) : "memory");
+}
+
 }  // namespace flash3::hopper::inline FLASH3_MACHINE

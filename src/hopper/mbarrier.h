@@ -53,6 +53,19 @@ FLASH3_DEVICE void mbarrier_arrive_cluster(Barrier& barrier, unsigned rank, Wher
       : "memory");
 }
 
+// mapa.shared::cluster.u32 remote, address, rank; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];
+// The same, and what this thread wrote to the other block's memory is visible to who waits with
+// mbarrier_wait_parity_cluster. Dearer: to hand back a stage that TMA fills next, mbarrier_arrive_cluster is enough.
+FLASH3_DEVICE void mbarrier_arrive_release_cluster(Barrier& barrier, unsigned rank, Where = Where::current()) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}"
+      :
+      : "r"(shared_address(&barrier)), "r"(rank)
+      : "memory");
+}
+
 // mbarrier.try_wait.parity.shared::cta.b64 done, [address], parity;
 // True once the phase of that parity has completed: before any phase has, parity 1 is true at once.
 FLASH3_DEVICE bool mbarrier_try_wait_parity(Barrier& barrier, unsigned parity, Where = Where::current()) {
@@ -86,6 +99,21 @@ FLASH3_DEVICE void mbarrier_wait_parity(Barrier& barrier, unsigned parity, Where
       "{\n.reg .pred p;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:\n}"
+      :
+      : "r"(shared_address(&barrier)), "r"(parity)
+      : "memory");
+}
+
+// mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [address], parity;  until done.
+// What other blocks wrote before mbarrier_arrive_release_cluster is visible, too.
+FLASH3_DEVICE void mbarrier_wait_parity_cluster(Barrier& barrier, unsigned parity, Where = Where::current()) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n"
       "@p bra done;\n"
       "bra again;\n"
       "done:\n}"

@@ -57,14 +57,19 @@ FLASH3_DEVICE void cp_async_bulk_tensor_load_multicast(SharedAddress target, con
                                                        Barrier& barrier, unsigned short blocks,
                                                        CacheHint hint = CacheHint::evict_normal,
                                                        Where = Where::current()) {
-  static_assert(dims == 3 || dims == 4);
+  static_assert(dims >= 2 && dims <= 4);
   const auto h = static_cast<unsigned long long>(hint);
   const SharedAddress b = shared_address(&barrier);
 #define FLASH3_TMA_MULTICAST(DIMS, COORDINATES, BARRIER, BLOCKS, HINT)                                               \
   "cp.async.bulk.tensor." DIMS                                                                                       \
   "d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {" COORDINATES \
   "}], [" BARRIER "], " BLOCKS ", " HINT ";"
-  if constexpr (dims == 3) {
+  if constexpr (dims == 2) {
+    asm volatile(FLASH3_TMA_MULTICAST("2", "%2, %3", "%4", "%5", "%6")
+                 :
+                 : "r"(target), "l"(&map), "r"(c[0]), "r"(c[1]), "r"(b), "h"(blocks), "l"(h)
+                 : "memory");
+  } else if constexpr (dims == 3) {
     asm volatile(FLASH3_TMA_MULTICAST("3", "%2, %3, %4", "%5", "%6", "%7")
                  :
                  : "r"(target), "l"(&map), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(b), "h"(blocks), "l"(h)

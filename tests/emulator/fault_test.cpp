@@ -274,7 +274,7 @@ TEST(Deadlock, SaysWhoWaitsForWhat) {
       },
       64, 1, 1);
   EXPECT_FAULT(
-      deadlock, "32 of 64 threads have come",
+      deadlock, "barrier 1: 32 of 64 threads have come",
       [](Shared&) {
         if (warp_index() == 0) named_barrier_sync(1, 64);
       },
@@ -427,13 +427,120 @@ TEST(Cluster, LeavingEarlyAndRemoteBarriers) {
         if (thread_index() == 0) mbarrier_arrive_cluster(s.full, 0);
       },
       32, 2, 2);
+}
+
+// A word of the shared array in block 0, as any block of the cluster addresses it.
+SharedAddress word_of_block_0(Shared& s, int index) {
+  return map_to_block(shared_address(&s.values.elements[index]), 0);
+}
+
+TEST(Cluster, MemoryOfAnotherBlock) {
+  const auto body = [](bool ordered) {
+    return [=](Shared& s) {
+      sync_cluster();
+      if (cluster_rank() == 1) store_cluster_4(word_of_block_0(s, thread_index()), 7);
+      if (ordered) sync_cluster();
+      if (cluster_rank() == 0 && (s.values.load(thread_index()) != 7)) trap();
+      if (!ordered) sync_cluster();
+    };
+  };
+  EXPECT_FINE(body(true), 32, 2, 2);
+  for (const Policy policy : emulator::all_policies) {
+    const Report report = run(body(false), 32, 2, 2, {1, policy});
+    EXPECT_TRUE(report.reported && (report.kind == FaultKind::race || report.kind == FaultKind::uninitialised));
+  }
   EXPECT_FAULT(
       race, "nothing orders",
       [](Shared& s) {
-        if (cluster_rank() == 1) store_shared_4(map_to_block(shared_address(&s.values.elements[thread_index()]), 0), 1);
+        sync_cluster();
+        if (cluster_rank() == 1) store_cluster_4(word_of_block_0(s, thread_index()), 1);
         if (cluster_rank() == 0) s.values.store(thread_index(), 2);
+        sync_cluster();
       },
       32, 2, 2);
+  EXPECT_FAULT(
+      bounds, "reaches its own block's only",
+      [](Shared& s) {
+        sync_cluster();
+        if (cluster_rank() == 1) store_shared_4(word_of_block_0(s, thread_index()), 1);
+        sync_cluster();
+      },
+      32, 2, 2);
+  EXPECT_FAULT(
+      bounds, "names block 2 of a cluster of 2",
+      [](Shared& s) {
+        sync_cluster();
+        store_cluster_4(map_to_block(shared_address(&s.values.elements[0]), 2), 1);
+      },
+      32, 2, 2);
+}
+
+TEST(Cluster, ABlockThatHasNotStarted) {
+  EXPECT_FAULT(
+      race, "has started",
+      [](Shared& s) {
+        if (cluster_rank() == 1) store_cluster_4(word_of_block_0(s, thread_index()), 1);
+        sync_cluster();
+      },
+      32, 2, 2);
+}
+
+TEST(Cluster, ABlockThatMayHaveEnded) {
+  // The last arrival is nobody's to wait for: block 0 must not end before it.
+  const auto body = [](bool stays) {
+    return [=](Shared& s) {
+      if (thread_index() == 0) {
+        mbarrier_init(s.full, 2);
+        fence_mbarrier_init();
+      }
+      sync_cluster();
+      if (cluster_rank() == 1 && thread_index() == 0) mbarrier_arrive_cluster(s.full, 0);
+      if (stays) sync_cluster();
+    };
+  };
+  EXPECT_FINE(body(true), 32, 2, 2);
+  EXPECT_FAULT(race, "before that block's end", body(false), 32, 2, 2);
+  EXPECT_FAULT(
+      race, "before that block's end",
+      [](Shared& s) {
+        if (cluster_rank() == 0) s.values.store(thread_index(), 3);
+        sync_cluster();
+        if (cluster_rank() == 1) load_cluster_4(word_of_block_0(s, thread_index()));
+      },
+      32, 2, 2);
+}
+
+TEST(Cluster, Multicast) {
+  const Buffer<std::uint16_t> buffer(std::vector<std::uint16_t>(64 * 64, 0x3f80), "rows");
+  const AttentionTensor tensor = {buffer.data(), ElementType::bfloat16, 1, 64, 1, 64, 0, 64, 64};
+  TensorMap map;
+  ASSERT_EQ(make_attention_map(tensor, 64, 32, Swizzle::b128, map), "");
+  // Each block brings half of the rows to both; `blocks` to whom, `waits` who waits for them.
+  const auto body = [=](unsigned short blocks, bool waits, int announced) {
+    return [=](Shared& s) {
+      if (thread_index() == 0) {
+        mbarrier_init(s.full, 1);
+        fence_mbarrier_init();
+      }
+      sync_cluster();
+      const int half = static_cast<int>(cluster_rank()) * 32;
+      if (thread_index() == 0) {
+        mbarrier_arrive_expect_tx(s.full, static_cast<unsigned>(announced));
+        load_tile_multicast(s.tile, half, map, {0, half, 0, 0}, s.full, blocks);
+      }
+      sync_warp();
+      if (waits) {
+        mbarrier_wait_parity(s.full, 0);
+        if (load_shared_2(s.tile.address(thread_index() * 2, 5)) != 0x3f80) trap();
+      }
+      sync_cluster();
+    };
+  };
+  EXPECT_FINE(body(3, true, 8192), 32, 2, 2);
+  EXPECT_FAULT(deadlock, "and 8192 bytes", body(1, true, 8192), 32, 2, 2);
+  EXPECT_FAULT(barrier, "more bytes have arrived", body(3, true, 2048), 32, 2, 2);
+  EXPECT_FAULT(race, "none of its threads waited", body(3, false, 8192), 32, 2, 2);
+  EXPECT_FAULT(descriptor, "outside the cluster", body(7, true, 8192), 32, 2, 2);
 }
 
 TEST(Launch, RefusesImpossibleShapes) {

@@ -16,6 +16,13 @@ TEST_P(Toy, GemmIsRight) {
   }
 }
 
+TEST_P(Toy, GemmOfAClusterIsRight) {
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+    const emulator::WithSchedule with({seed, GetParam()});
+    ASSERT_EQ(toy::run_cluster_gemm(), "") << "seed " << seed;
+  }
+}
+
 TEST_P(Toy, LinearAttentionIsRight) {
   for (std::uint64_t seed = 1; seed <= 5; ++seed) {
     const emulator::WithSchedule with({seed, GetParam()});

@@ -663,6 +663,8 @@ TEST(Grid, DependentLaunches) {
 
 TEST(Toy, GemmAndLinearAttention) {
   EXPECT_EQ(toy::run_gemm(), "");
+  EXPECT_EQ(toy::run_cluster_gemm(), "");
+  EXPECT_EQ(toy::run_cluster_gemm(64 * 50), "");
   EXPECT_EQ(toy::run_gemm(64 * 50), "");
   EXPECT_EQ(toy::run_linear(), "");
   EXPECT_EQ(toy::run_linear(128, 64 * 20), "");

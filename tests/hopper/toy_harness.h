@@ -10,7 +10,7 @@
 #include "hopper/buffer.h"
 #include "hopper/launch.h"
 #include "hopper/make_tensor_map.h"
-#include "hopper/toy_kernels.h"
+#include "hopper/toy_cluster.h"
 
 namespace flash3::toy::inline FLASH3_MACHINE {
 
@@ -35,14 +35,14 @@ inline std::string differs(const char* what, int row, int column, double given, 
 }
 
 // Both return an empty string, or what is wrong with the result.
-inline std::string run_gemm(int k = 320) {
+inline std::string run_gemm(int k = 320, bool cluster = false) {
   using namespace hopper;
   const int m = 256, n = 128;
   Matrix a(m, k, 1), b(n, k, 2), out(m, n, 3);
   const Buffer<std::uint16_t> a_data(a.bits, "a"), b_data(b.bits, "b"), out_data(out.bits, "out");
   GemmParams params;
   params.k_steps = k / 64;
-  const auto make = [](const Matrix& matrix, const Buffer<std::uint16_t>& data, TensorMap& map) {
+  const auto make = [](const Matrix& matrix, const Buffer<std::uint16_t>& data, int rows, TensorMap& map) {
     TensorMapShape shape;
     shape.base = data.data();
     shape.rank = 2;
@@ -50,17 +50,20 @@ inline std::string run_gemm(int k = 320) {
     shape.sizes[1] = matrix.rows;
     shape.stride_bytes[1] = matrix.columns * 2;
     shape.box[0] = 64;
-    shape.box[1] = 128;
+    shape.box[1] = rows;
     return make_tensor_map(shape, map);
   };
-  const std::string error = make(a, a_data, params.a) + make(b, b_data, params.b) + make(out, out_data, params.out);
+  const std::string error = make(a, a_data, 128, params.a) + make(b, b_data, cluster ? 64 : 128, params.b) +
+                            make(out, out_data, 128, params.out);
   if (!error.empty()) return error;
   LaunchShape shape;
   shape.grid[0] = m / 128;
   shape.grid[1] = n / 128;
   shape.threads = gemm_threads;
+  shape.cluster = cluster ? 2 : 1;
   shape.shared_bytes = sizeof(GemmShared<bfloat16>);
-  if (const LaunchStatus status = launch(gemm_kernel<bfloat16>, shape, params); !status) return status.error;
+  const auto kernel = cluster ? cluster_gemm_kernel<bfloat16> : gemm_kernel<bfloat16>;
+  if (const LaunchStatus status = launch(kernel, shape, params); !status) return status.error;
   finish();
   out.bits = out_data.get();
   for (int row = 0; row < m; ++row) {
@@ -74,6 +77,8 @@ inline std::string run_gemm(int k = 320) {
   }
   return {};
 }
+
+inline std::string run_cluster_gemm(int k = 320) { return run_gemm(k, true); }
 
 // seqlen_q rows of queries against seqlen_kv keys, neither a multiple of a tile: TMA fills and skips the rest.
 inline std::string run_linear(int seqlen_q = 200, int seqlen_kv = 300) {
@@ -98,8 +103,6 @@ inline std::string run_linear(int seqlen_q = 200, int seqlen_kv = 300) {
   shape.shared_bytes = sizeof(LinearShared<bfloat16, d>);
   const LaunchStatus status = launch(linear_kernel<bfloat16, d>, shape, params);
   if (!status) return status.error;
-  finish();
-  out.bits = out_data.get();
   finish();
   out.bits = out_data.get();
   std::vector<double> wanted(d);

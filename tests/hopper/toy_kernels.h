@@ -52,8 +52,8 @@ FLASH3_DEVICE void write_fragment(const Accumulator<N>& from, SharedTile<T, rows
   }
 }
 
-template <class T>
-FLASH3_DEVICE void gemm_consume(const GemmParams& params, GemmShared<T>& shared) {
+template <class T, class Release>
+FLASH3_DEVICE void gemm_consume(const GemmParams& params, GemmShared<T>& shared, Release release_stage) {
   const int consumer = warpgroup_index() - 1;
   RingPosition<GemmShared<T>::stages> at;
   Accumulator<128> sum;
@@ -63,7 +63,7 @@ FLASH3_DEVICE void gemm_consume(const GemmParams& params, GemmShared<T>& shared)
     multiply_abt(sum, shared.a[at.stage], consumer * 64, shared.b[at.stage], 0, step > 0);
     wgmma_commit_group();
     wgmma_wait_group<0>(sum);
-    release(shared.ring, at);
+    release_stage(at);
   }
   write_fragment(sum, shared.out, consumer * 64);
   fence_proxy_async();
@@ -89,7 +89,7 @@ gemm_kernel(FLASH3_GRID_CONSTANT(GemmParams) params) {
     if (warp_index() == 0 && elect_one()) gemm_produce<T>(params, shared);
   } else {
     setmaxnreg_inc<232>();
-    gemm_consume<T>(params, shared);
+    gemm_consume<T>(params, shared, [&](const RingPosition<GemmShared<T>::stages>& at) { release(shared.ring, at); });
   }
 }
 

@@ -16,5 +16,13 @@ inline void sync_cluster(Where where = Where::current()) {
 inline SharedAddress map_to_block(SharedAddress address, unsigned rank) {
   return emulator::map_to_block(address, rank);
 }
+inline unsigned load_cluster_4(SharedAddress address, Where where = Where::current()) {
+  unsigned d;
+  emulator::read_shared(address, &d, 4, where, emulator::Window::cluster);
+  return d;
+}
+inline void store_cluster_4(SharedAddress address, unsigned s, Where where = Where::current()) {
+  emulator::write_shared(address, &s, 4, where, emulator::Window::cluster);
+}
 
 }  // namespace flash3::hopper::inline FLASH3_MACHINE

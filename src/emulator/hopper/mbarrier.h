@@ -27,6 +27,9 @@ inline void mbarrier_arrive_expect_tx(Barrier& barrier, unsigned bytes, Where wh
 inline void mbarrier_arrive_cluster(Barrier& barrier, unsigned rank, Where where = Where::current()) {
   emulator::mbarrier_arrive(emulator::map_to_block(shared_address(&barrier), rank), 0, true, where);
 }
+inline void mbarrier_arrive_release_cluster(Barrier& barrier, unsigned rank, Where where = Where::current()) {
+  mbarrier_arrive_cluster(barrier, rank, where);
+}
 inline bool mbarrier_try_wait_parity(Barrier& barrier, unsigned parity, Where where = Where::current()) {
   return emulator::mbarrier_test(shared_address(&barrier), parity, where);
 }
@@ -35,6 +38,9 @@ inline bool mbarrier_test_wait_parity(Barrier& barrier, unsigned parity, Where w
 }
 inline void mbarrier_wait_parity(Barrier& barrier, unsigned parity, Where where = Where::current()) {
   emulator::mbarrier_wait(shared_address(&barrier), parity, where);
+}
+inline void mbarrier_wait_parity_cluster(Barrier& barrier, unsigned parity, Where where = Where::current()) {
+  mbarrier_wait_parity(barrier, parity, where);
 }
 
 }  // namespace flash3::hopper::inline FLASH3_MACHINE

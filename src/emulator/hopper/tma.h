@@ -19,7 +19,7 @@ template <int dims>
 void cp_async_bulk_tensor_load_multicast(SharedAddress target, const TensorMap& map, const int (&c)[dims],
                                          Barrier& barrier, unsigned short blocks, CacheHint = CacheHint::evict_normal,
                                          Where where = Where::current()) {
-  static_assert(dims == 3 || dims == 4);
+  static_assert(dims >= 2 && dims <= 4);
   emulator::box_load(target, &map, c, dims, shared_address(&barrier), blocks, where);
 }
 
