@@ -18,8 +18,8 @@ gemm_mutant(producer_waits_on_the_wrong_parity deadlock
   "    wait_empty(shared.ring, at);\n"
   "    mbarrier_wait_parity(shared.ring.empty[at.stage], at.parity);\n")
 gemm_mutant(stage_released_before_wgmma_completed race
-  "    wgmma_commit_group();\n    wgmma_wait_group<0>(sum);\n    release(shared.ring, at);"
-  "    wgmma_commit_group();\n    release(shared.ring, at);\n    wgmma_wait_group<0>(sum);")
+  "    wgmma_commit_group();\n    wgmma_wait_group<0>(sum);\n    release_stage(at);"
+  "    wgmma_commit_group();\n    release_stage(at);\n    wgmma_wait_group<0>(sum);")
 gemm_mutant(stage_not_waited_for_by_the_producer race,barrier
   "    wait_empty(shared.ring, at);\n"
   "")
@@ -103,12 +103,45 @@ linear_mutant(lanes_part_before_a_collective deadlock,divergence
   "    wgmma_wait_group<0>(out, p);\n    sync_warp();"
   "    wgmma_wait_group<0>(out, p);\n    if (lane_index() < 16) sync_warp();")
 
-flash3_mutant(NAME swapped_swizzle FILE src/hopper/tile.h RUN run_gemm EXPECTED descriptor
-  FIND "make_descriptor(address() + k_major_offset(row, column), 16, 8 * row_bytes, swizzle)"
-  REPLACE "make_descriptor(address() + k_major_offset(row, column), 16, 8 * row_bytes, Swizzle::b64)")
-flash3_mutant(NAME wrong_stride_in_the_descriptor FILE src/hopper/tile.h RUN run_gemm EXPECTED bounds,uninitialised,race
-  FIND "make_descriptor(address() + k_major_offset(row, column), 16, 8 * row_bytes, swizzle)"
-  REPLACE "make_descriptor(address() + k_major_offset(row, column), 16, 16 * row_bytes, swizzle)")
-flash3_mutant(NAME tile_off_its_alignment FILE src/hopper/tile.h RUN run_gemm EXPECTED descriptor,uninitialised
-  FIND "const { return shared_address(bytes); }"
-  REPLACE "const { return shared_address(bytes) + 64; }")
+gemm_mutant(swapped_swizzle descriptor
+  "multiply_abt(sum, shared.a[at.stage], consumer * 64, shared.b[at.stage], 0, step > 0)"
+  "multiply_abt(sum, shared.a[at.stage], consumer * 64, reinterpret_cast<SharedTile<T, 128, 64, Swizzle::b64>&>(shared.b[at.stage]), 0, step > 0)")
+gemm_mutant(wrong_stride_in_the_descriptor bounds,uninitialised,race
+  "multiply_abt(sum, shared.a[at.stage], consumer * 64, shared.b[at.stage], 0, step > 0)"
+  "wgmma<T>(sum, shared.a[at.stage].k_major(consumer * 64), make_descriptor(shared.b[at.stage].address(), 16, 2048, Swizzle::b128), step > 0)")
+gemm_mutant(tile_off_its_alignment descriptor
+  "multiply_abt(sum, shared.a[at.stage], consumer * 64, shared.b[at.stage], 0, step > 0)"
+  "wgmma<T>(sum, shared.a[at.stage].k_major(consumer * 64), make_descriptor(shared.b[at.stage].address() + 128, 16, 1024, Swizzle::b128), step > 0)")
+
+function(cluster_mutant name expected find replace)
+  flash3_mutant(NAME cluster_${name} FILE tests/hopper/toy_cluster.h FIND "${find}" REPLACE "${replace}"
+    RUN run_cluster_gemm EXPECTED "${expected}")
+endfunction()
+cluster_mutant(sound "" "  sync_warp();\n  sync_cluster();\n" "  sync_warp();\n  sync_cluster();\n")
+cluster_mutant(block_ends_before_the_other_has_arrived race
+  "  sync_warp();\n  sync_cluster();\n"
+  "")
+cluster_mutant(other_block_not_awaited_at_the_start race,barrier
+  "    fence_mbarrier_init();\n  }\n  sync_cluster();"
+  "    fence_mbarrier_init();\n  }\n  sync_block();")
+cluster_mutant(no_fence_after_init proxy
+  "    fence_mbarrier_init();\n"
+  "")
+cluster_mutant(releases_of_one_block_only_awaited race,barrier
+  "shared.ring.init(2 * 8)"
+  "shared.ring.init(8)")
+cluster_mutant(stage_released_to_the_own_block_twice race
+  "lane_index() < 2) {\n        mbarrier_arrive_cluster(shared.ring.empty[at.stage], static_cast<unsigned>(lane_index()));"
+  "lane_index() < 2) {\n        mbarrier_arrive_cluster(shared.ring.empty[at.stage], cluster_rank());")
+cluster_mutant(half_brought_to_the_own_block_only deadlock
+  "shared.ring.full[at.stage], 3)"
+  "shared.ring.full[at.stage], static_cast<unsigned short>(1u << cluster_rank()))")
+cluster_mutant(bytes_of_the_own_half_only barrier,uninitialised,race
+  "shared.b[0].byte_count);"
+  "shared.b[0].byte_count / 2);")
+cluster_mutant(both_bring_the_same_half race,barrier,uninitialised
+  "load_tile_multicast(shared.b[at.stage], half, params.b"
+  "load_tile_multicast(shared.b[at.stage], 0, params.b")
+cluster_mutant(bytes_on_the_barrier_of_another_stage race,barrier,uninitialised,deadlock
+  "load_tile_multicast(shared.b[at.stage], half, params.b, {step * 64, block_y() * 128 + half},\n                        shared.ring.full[at.stage], 3)"
+  "load_tile_multicast(shared.b[at.stage], half, params.b, {step * 64, block_y() * 128 + half},\n                        shared.ring.full[(at.stage + 1) % 3], 3)")

@@ -1,55 +1,15 @@
 // The forward kernels on the emulator: right results and no report, under every policy.
 //
-// Small problems that cross every tile boundary, each on several schedules. FLASH3_SEEDS says how many seeds a policy
-// (default 1); --gtest_filter picks cases.
+// Small problems that cross every tile boundary, each under two policies of five, in turn. FLASH3_SEEDS=n: n seeds of
+// every policy; --gtest_filter picks cases.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
-#include <map>
-#include <memory>
 
-#include "emulator/memory.h"
-#include "emulator/report.h"
-#include "forward/differential.h"
-#include "forward/launch.h"
-#include "plan/forward_plan.h"
+#include "forward/emulator_machine.h"
 
 namespace flash3::testing {
 namespace {
-
-class Emulator final : public Machine {
- public:
-  explicit Emulator(emulator::Schedule schedule) : schedule_(schedule) {}
-
-  DeviceType device() const override { return DeviceType::cpu; }
-  void* allocate(std::size_t bytes, bool kernels_write) override {
-    void* memory = std::aligned_alloc(128, (bytes + 255) / 128 * 128);
-    memory_[memory] = std::make_unique<emulator::Registered>(
-        memory, bytes + 16, "a tensor", kernels_write ? emulator::Access::read_write : emulator::Access::read);
-    return memory;
-  }
-  void release(void* memory) override {
-    memory_.erase(memory);
-    std::free(memory);
-  }
-  void upload(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
-  void download(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
-  void forward(const ForwardArgs& args) override {
-    const core::ForwardProblem problem = core::check(args);
-    if (auto why = plan::forward_refusal(problem)) throw Unsupported(*why);
-    plan::Gpu gpu;
-    gpu.multiprocessors = 3;
-    forward_kernels::TileCounter counter{0, 0};
-    const emulator::Registered registered(&counter, sizeof counter, "the tile counter");
-    const emulator::WithSchedule with(schedule_);
-    forward_kernels::launch(problem, plan::plan_forward(problem, gpu), &counter, {});
-    if (counter.next != 0 || counter.finished != 0) throw DeviceError("the tile counter was not set back");
-  }
-
- private:
-  emulator::Schedule schedule_;
-  std::map<void*, std::unique_ptr<emulator::Registered>> memory_;
-};
 
 // Every case for two kernels; for the others, whose source is the same, those in which the tile's shape matters.
 std::vector<Case> small_cases() {
@@ -62,35 +22,62 @@ std::vector<Case> small_cases() {
         named("NaN") || (named("other head_dim") && named("bfloat16"))) {
       cases.push_back(c);
     }
+    // Mending a row after a NaN goes key by key, and every step of it costs 32 switches of fibers a warp.
+    if (named("NaN") && !cases.empty() && cases.back().name == c.name) {
+      Case& few = cases.back();
+      few.heads_q = few.heads_kv = 1;
+      few.lengths_q = few.lengths_kv = {150};
+      few.nan_key_share = 0.02;
+    }
   }
   return cases;
 }
 
-class ForwardOnEmulator : public ::testing::TestWithParam<Case> {};
+struct Numbered {
+  std::size_t number;
+  Case problem;
+};
+std::vector<Numbered> numbered_cases() {
+  std::vector<Numbered> numbered;
+  for (Case& c : small_cases()) numbered.push_back({numbered.size(), std::move(c)});
+  return numbered;
+}
+
+std::vector<emulator::Schedule> schedules(std::size_t number) {
+  std::vector<emulator::Schedule> chosen;
+  if (const char* wish = std::getenv("FLASH3_SEEDS")) {
+    for (std::uint64_t seed = 1; seed <= std::strtoull(wish, nullptr, 10); ++seed) {
+      for (const emulator::Policy policy : emulator::all_policies) chosen.push_back({seed, policy});
+    }
+    return chosen;
+  }
+  constexpr std::size_t policies = std::size(emulator::all_policies);
+  for (std::size_t i = 0; i < 2; ++i)
+    chosen.push_back({number + 1, emulator::all_policies[(number + 2 * i) % policies]});
+  return chosen;
+}
+
+class ForwardOnEmulator : public ::testing::TestWithParam<Numbered> {};
 
 TEST_P(ForwardOnEmulator, IsRightAndClean) {
-  const char* wish = std::getenv("FLASH3_SEEDS");
-  const std::uint64_t seeds = wish != nullptr ? std::strtoull(wish, nullptr, 10) : 1;
-  for (std::uint64_t seed = 1; seed <= seeds; ++seed) {
-    for (const emulator::Policy policy : emulator::all_policies) {
-      Emulator machine({seed, policy});
-      const Outcome outcome = run(GetParam(), machine);
-      ASSERT_TRUE(outcome.ok) << GetParam().name << ", " << to_string(policy) << ", seed " << seed << ": "
-                              << outcome.why;
-      if (wish == nullptr) return;
-    }
+  const auto& [number, problem] = GetParam();
+  for (const emulator::Schedule& schedule : schedules(number)) {
+    Emulator machine(schedule);
+    const Outcome outcome = run(problem, machine);
+    ASSERT_TRUE(outcome.ok) << problem.name << ", " << to_string(schedule.policy) << ", seed " << schedule.seed << ": "
+                            << outcome.why;
   }
 }
 
-std::string test_name(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.name;
+std::string test_name(const ::testing::TestParamInfo<Numbered>& info) {
+  std::string name = info.param.problem.name;
   for (char& c : name) {
     if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
   }
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, ForwardOnEmulator, ::testing::ValuesIn(small_cases()), test_name);
+INSTANTIATE_TEST_SUITE_P(Cases, ForwardOnEmulator, ::testing::ValuesIn(numbered_cases()), test_name);
 
 }  // namespace
 }  // namespace flash3::testing
