@@ -15,5 +15,6 @@ Run add_attend(CLI::App& app);
 Run add_plan(CLI::App& app);
 Run add_bench(CLI::App& app);
 Run add_accuracy(CLI::App& app);
+Run add_ablate(CLI::App& app);
 
 }  // namespace flash3::tools

@@ -62,7 +62,8 @@ int main(int argc, char** argv) {
       "  flash3 attend data/minilm-layer0.safetensors --verify\n"
       "  flash3 plan --seqlen 8k --heads-q 32 --heads-kv 8 --head-dim 128 --causal\n"
       "  flash3 bench --plot speed.svg\n"
-      "  flash3 accuracy --dtype bfloat16\n\n"
+      "  flash3 accuracy --dtype bfloat16\n"
+      "  flash3 ablate --json                             on a Hopper GPU, in a diagnostic build\n\n"
       "Exit codes: 0 success, 1 a verification or the run failed, 2 what was given cannot be accepted.",
       "flash3"};
   app.set_version_flag(
@@ -85,6 +86,7 @@ int main(int argc, char** argv) {
       add("plan", "Say what would run for a problem, and why, without running it.", add_plan),
       add("bench", "Measure speed over a grid of problems.", add_bench),
       add("accuracy", "Measure errors against float64.", add_accuracy),
+      add("ablate", "Measure what each of the forward kernel's techniques is worth, on a GPU.", add_ablate),
   };
 
   const auto chosen = [&]() -> const Command* {

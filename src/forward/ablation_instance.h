@@ -1,0 +1,38 @@
+// One compiled kernel of a diagnostic build: which technique a launch leaves out is what FLASH3_ABLATE says in the
+// environment. Stands in for instance.h.
+#pragma once
+
+#include <cstdlib>
+#include <string_view>
+
+#include "forward/ablation.h"
+#include "forward/kernel.h"
+#include "forward/start.h"
+
+#define FLASH3_ABLATION_INSTANCE(T, head_dim, head_dim_v, block_kv)                                       \
+  namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                              \
+  template <>                                                                                             \
+  hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, block_kv>(const Params& params, int blocks, \
+                                                                        hopper::Stream stream) {          \
+    using C = Config<hopper::T, head_dim, head_dim_v, block_kv>;                                          \
+    const char* wish = std::getenv("FLASH3_ABLATE");                                                      \
+    const std::string_view off = wish == nullptr ? "" : wish;                                             \
+    if (off == "tiles") return start_ablated<Ablated<C, Techniques{}>>(params, blocks, stream);           \
+    if (off == "specialisation") {                                                                        \
+      return start_ablated<Ablated<C, Techniques{.specialised = false}>>(params, blocks, stream);         \
+    }                                                                                                     \
+    if (off == "pipelining") {                                                                            \
+      return start_ablated<Ablated<C, Techniques{.pipelined = false}>>(params, blocks, stream);           \
+    }                                                                                                     \
+    if (off == "overlap") {                                                                               \
+      return start_ablated<Ablated<C, Techniques{.overlapping = false}>>(params, blocks, stream);         \
+    }                                                                                                     \
+    if (!off.empty()) return {"FLASH3_ABLATE: accepted are tiles, specialisation, pipelining, overlap"};  \
+    hopper::LaunchShape shape;                                                                            \
+    shape.grid[0] = blocks;                                                                               \
+    shape.threads = C::threads;                                                                           \
+    shape.shared_bytes = sizeof(Shared<C>);                                                               \
+    shape.stream = stream;                                                                                \
+    return hopper::launch(forward_kernel<C>, shape, params);                                              \
+  }                                                                                                       \
+  }
