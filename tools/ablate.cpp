@@ -86,9 +86,13 @@ Run add_ablate(CLI::App& app) {
   add_count(app, "--runs", flags->runs, "runs of each kernel; 20 if not given");
   app.add_flag("--json", flags->json, "print JSON");
   app.footer(
-      "The problem is that of the FlashAttention-3 paper's ablation. Needs a Hopper GPU and a diagnostic build:\n"
+      "The problem is that of the FlashAttention-3 paper's ablation. It needs a Hopper GPU and a diagnostic build, and "
+      "exits\n"
+      "with 2 where either is missing, saying which.\n\n"
+      "Examples:\n"
       "  cmake --preset release -DFLASH3_ABLATION=ON && cmake --build build/release --target flash3_command\n"
-      "Exits with 2 where either is missing, and says which.");
+      "  build/release/tools/flash3 ablate\n"
+      "  build/release/tools/flash3 ablate --causal --runs 50 --json");
   return [flags] { return ablate(*flags); };
 }
 

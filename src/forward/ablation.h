@@ -121,6 +121,7 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
       wgmma_wait_group<1>(scores);
       key_done(params, shared, tile, self, bringer);
       moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
+      before_waiting(rows.sum[0], rows.sum[1]);
       wgmma_wait_group<0>(out, probabilities);
       value_done(params, shared, tile, self, bringer);
     } else {
@@ -199,6 +200,7 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
     shared.k_ring.init(4 * C::warpgroups);
     shared.v_ring.init(4 * C::warpgroups);
     shared.work_ring.init(4 * C::warpgroups + 2);
+    mbarrier_init(shared.next_wanted, 1);
     fence_mbarrier_init();
   }
   sync_block();

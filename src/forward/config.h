@@ -74,16 +74,26 @@ FLASH3_DEVICE hopper::RingPosition<stages> position_of(unsigned count) {
 
 using TileArray = hopper::SharedArray<int, tile_fields * work_stages>;
 
+// A field, and the line that asks for it.
+struct FieldAt {
+  FLASH3_DEVICE FieldAt(TileField field_, hopper::Where where_ = hopper::Where::current())
+      : field(field_), where(where_) {}
+  TileField field;
+  hopper::Where where;
+};
+
 // One tile's fields.
 struct Tile {
   TileArray& fields;
   int at;
 
-  FLASH3_DEVICE int operator[](TileField field) const { return fields.load(at + field); }
-  FLASH3_DEVICE int share(int warpgroup, ShareField field) const {
-    return fields.load(at + tile_shares + warpgroup * share_fields + field);
+  FLASH3_DEVICE int operator[](FieldAt it) const { return fields.load(at + it.field, it.where); }
+  FLASH3_DEVICE int share(int warpgroup, ShareField field, hopper::Where where = hopper::Where::current()) const {
+    return fields.load(at + tile_shares + warpgroup * share_fields + field, where);
   }
-  FLASH3_DEVICE void set(int field, int value) { fields.store(at + field, value); }
+  FLASH3_DEVICE void set(int field, int value, hopper::Where where = hopper::Where::current()) {
+    fields.store(at + field, value, where);
+  }
 };
 
 template <class C>

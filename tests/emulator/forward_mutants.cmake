@@ -131,3 +131,13 @@ forward_mutant_256(query_fetched_over_an_output_not_yet_stored race epilogue.h
 forward_mutant_256(output_written_over_a_query_in_use race kernel.h
   "    finish_tile<C>(params, shared, tile, self.warpgroup, q_at, rows, out);"
   "    finish_tile<C>(params, shared, tile, self.warpgroup ^ 1, q_at, rows, out);")
+
+forward_mutant(next_tile_read_before_it_is_named race,uninitialised mainloop.h
+  "  wait_full(shared.work_ring, next_at);\n  return next[tile_valid]"
+  "  return next[tile_valid]")
+forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
+  "    release_by_warp(shared.work_ring, position_of<work_stages>(count));\n    wait_full(shared.work_ring, next_at);"
+  "    release_by_warp(shared.work_ring, position_of<work_stages>(count));")
+forward_mutant(nobody_wants_the_next_tile deadlock producer.h
+  "      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);\n"
+  "")

@@ -176,11 +176,17 @@ void test_widths_of_values() {
 
 TEST(Wgmma, EveryWidth) {
   test_widths<bfloat16, 8, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256>();
-  test_widths<float16, 8, 64, 80, 176, 256>();
+  test_widths<float16, 8, 64, 80, 96, 112, 128, 176, 256>();
 }
 TEST(Wgmma, EveryWidthFromRegistersWithValuesByRows) {
   test_widths_of_values<bfloat16, 16, 32, 64, 80, 96, 128, 160, 176, 192, 256>();
-  test_widths_of_values<float16, 16, 128>();
+  test_widths_of_values<float16, 16, 64, 96, 128, 192, 256>();
+}
+TEST(Wgmma, ShapesOfTheForwardKernels) {  // P V: as many columns of P as a block has keys
+  test_product<bfloat16, 64, 128, Major::k, Major::mn, Swizzle::b128, Swizzle::b128, true>();
+  test_product<float16, 96, 96, Major::k, Major::mn, Swizzle::b64, Swizzle::b64, true>();
+  test_product<bfloat16, 128, 112, Major::k, Major::mn, Swizzle::b32, Swizzle::b128, true>();
+  test_product<float16, 256, 64, Major::k, Major::mn, Swizzle::b128, Swizzle::b128, true>();
 }
 TEST(Wgmma, SeveralPanels) {
   test_product<bfloat16, 128, 192>();
@@ -416,6 +422,196 @@ TEST(Tma, PackedHeads) {
   }
 }
 
+// ---- TMA in every number of dimensions, adding in every type.
+
+struct DimensionParams {
+  TensorMap in[6], out[6], sum[5];  // by dimensions
+};
+struct DimensionShared {
+  SharedTile<bfloat16, 8, 64> tile;
+  Barrier full;
+};
+
+template <int dims>
+FLASH3_DEVICE void copy_box(const DimensionParams& params, DimensionShared& shared, unsigned parity) {
+  int at[dims] = {};
+  at[1] = 3;
+  mbarrier_arrive_expect_tx(shared.full, shared.tile.byte_count);
+  cp_async_bulk_tensor_load(shared.tile.panel(0), params.in[dims], at, shared.full);
+  mbarrier_wait_parity(shared.full, parity);
+  cp_async_bulk_tensor_store(params.out[dims], at, shared.tile.panel(0));
+  if constexpr (dims <= 4) cp_reduce_async_bulk_tensor_add(params.sum[dims], at, shared.tile.panel(0));
+  bulk_commit_group();
+  bulk_wait_group<0>();
+}
+
+FLASH3_KERNEL(32, 1)
+dimension_kernel(FLASH3_GRID_CONSTANT(DimensionParams) params) {
+  auto& shared = shared_memory<DimensionShared>();
+  if (!elect_one()) return;
+  mbarrier_init(shared.full, 1);
+  fence_mbarrier_init();
+  copy_box<2>(params, shared, 0);
+  copy_box<3>(params, shared, 1);
+  copy_box<4>(params, shared, 0);
+  copy_box<5>(params, shared, 1);
+}
+
+TEST(Tma, EveryNumberOfDimensions) {
+  // 8 rows of 128 bytes; 16-bit numbers 1, adding 2-byte floats in 2 and 3 dimensions and float32 in 4.
+  constexpr std::size_t rows = 11, words = rows * 32;
+  const std::vector<unsigned> ones(words, 0x3c003c00u), twos(words, 0x40004000u);  // float16: 1 and 2
+  const Buffer<unsigned> in(ones, "in"), out(std::vector<unsigned>(words), "out"), sum(twos, "sum");
+  const Buffer<unsigned> float_sum(std::vector<unsigned>(words, std::bit_cast<unsigned>(0.5f)), "float_sum");
+  DimensionParams params;
+  const auto make = [&](const Buffer<unsigned>& buffer, int dims, ElementType type, TensorMap& map) {
+    TensorMapShape shape;
+    shape.base = buffer.data();
+    shape.type = type;
+    shape.rank = dims;
+    const int columns = type == ElementType::float32 ? 32 : 64;
+    const int sizes[] = {columns, static_cast<int>(rows), 1, 1, 1}, box[] = {columns, 8, 1, 1, 1};
+    for (int d = 0; d < dims; ++d) {
+      shape.sizes[d] = sizes[d];
+      shape.stride_bytes[d] = 128;
+      shape.box[d] = box[d];
+    }
+    EXPECT_EQ(make_tensor_map(shape, map), "");
+  };
+  for (int dims = 2; dims <= 5; ++dims) {
+    make(in, dims, ElementType::float16, params.in[dims]);
+    make(out, dims, ElementType::float16, params.out[dims]);
+    if (dims <= 3) make(sum, dims, ElementType::float16, params.sum[dims]);
+  }
+  make(float_sum, 4, ElementType::float32, params.sum[4]);
+  LaunchShape shape;
+  shape.threads = 32;
+  shape.shared_bytes = sizeof(DimensionShared);
+  run(dimension_kernel, shape, params);
+  const auto copied = out.get(), added = sum.get(), floats = float_sum.get();
+  const float once = std::bit_cast<float>(0x3c003c00u) + 0.5f;
+  for (std::size_t i = 0; i < words; ++i) {
+    const bool inside = i / 32 >= 3;
+    EXPECT_EQ(copied[i], inside ? 0x3c003c00u : 0u);
+    EXPECT_EQ(added[i], inside ? 0x44004400u : 0x40004000u);  // 2 + 1 + 1
+    EXPECT_EQ(floats[i], std::bit_cast<unsigned>(inside ? once : 0.5f));
+  }
+}
+
+// ---- Barriers tested without waiting, and given up; memory by 4 and 16 bytes; fences for the async proxy.
+
+struct AccessParams {
+  const unsigned* in;  // 16 bytes a thread
+  unsigned* out;       // 16 words a thread
+  unsigned* scratch;   // 4 words a thread
+};
+struct AccessShared {
+  SharedArray<Words4, 32> words;
+  SharedArray<Words4, 32> back;
+  Ring<1> ring;
+  Barrier other;
+};
+
+FLASH3_KERNEL(32, 1)
+access_kernel(FLASH3_GRID_CONSTANT(AccessParams) params) {
+  auto& shared = shared_memory<AccessShared>();
+  const int lane = lane_index();
+  unsigned* out = params.out + (block_y() * grid_x() + block_x()) * 512 + lane * 16;
+  unsigned* scratch = params.scratch + (block_y() * grid_x() + block_x()) * 128 + lane * 4;
+  if (lane == 0) {
+    shared.ring.init(32);
+    mbarrier_init(shared.other, 1);
+    fence_mbarrier_init();
+  }
+  sync_warp();
+  RingPosition<1> at;
+  wait_empty(shared.ring, at);
+  unsigned before = 0, after = 0;
+  if (lane == 0) {
+    before = static_cast<unsigned>(mbarrier_test_wait_parity(shared.ring.full[0], 0)) * 2 +
+             static_cast<unsigned>(mbarrier_test_wait_parity(shared.ring.full[0], 1));
+  }
+  Words4 words = load_global_16(params.in + lane * 4);
+  for (int i = 0; i < 4; ++i) words.word[i] += 1;
+  store_global_16(scratch, words);
+  store_shared_16(shared_address(&shared.words) + static_cast<unsigned>(lane) * 16, words);
+  fence_proxy_async_all();  // what was written to both memories is for TMA
+  sync_warp();
+  if (lane == 0) {
+    announce(shared.ring, at, 512);
+    cp_async_bulk_load(shared_address(&shared.back), params.scratch + (block_y() * grid_x() + block_x()) * 128, 512,
+                       shared.ring.full[0]);
+  }
+  while (!try_full(shared.ring, at)) {
+  }
+  if (lane == 0) {
+    after = static_cast<unsigned>(mbarrier_test_wait_parity(shared.ring.full[0], 0)) * 2 +
+            static_cast<unsigned>(mbarrier_test_wait_parity(shared.ring.full[0], 1));
+  }
+  const SharedAddress mine = shared_address(&shared.back) + static_cast<unsigned>(lane) * 16;
+  const Words4 landed = load_shared_16(mine);
+  for (int i = 0; i < 4; ++i) store_global(out + i, landed.word[i]);
+  store_global(out + 4, load_shared_4(shared_address(&shared.words) + static_cast<unsigned>(lane) * 16 + 8));
+  store_shared_4(mine, 77u + static_cast<unsigned>(lane));
+  sync_warp();
+  store_global(out + 5, load_shared_4(shared_address(&shared.back) + static_cast<unsigned>(31 - lane) * 16));
+  release(shared.ring, at);
+  at.advance();
+  wait_empty(shared.ring, at);  // all 32 have released it
+  if (lane == 0) {
+    mbarrier_inval(shared.other);
+    store_shared_4(shared_address(&shared.other), 5);  // now it is ordinary memory
+  }
+  sync_warp();
+  store_global(out + 6, load_shared_4(shared_address(&shared.other)));
+  store_global(out + 7, before * 4 + after);
+  store_global(out + 8, load_global_constant(params.in + lane));
+  store_global(out + 9, static_cast<unsigned>(grid_x() * 100 + grid_y() * 10 + grid_z()));
+  store_global(out + 10, static_cast<unsigned>(block_threads() + opaque(lane)));
+  const float x = static_cast<float>(lane) / 8 - 2;
+  store_global(out + 11, float_to_bits(tanh_approx(x)));
+  store_global(out + 12, float_to_bits(log2_approx(static_cast<float>(lane + 1))));
+  store_global(out + 13, float_to_bits(fused_multiply_add(x, 3, bits_to_float(0x3f800000u))));
+  store_global(out + 14, float_to_bits(maximum(x, 0) - minimum(x, 0) + maximum(bits_to_float(0x7fffffffu), 1)));
+  store_global(out + 15,
+               float_to_bits(unpack_low<float16>(pack<float16>(x, 9)) + unpack_high<bfloat16>(pack<bfloat16>(9, x))));
+  before_waiting(1, 2);
+}
+
+TEST(Access, MemoryBarriersAndArithmetic) {
+  std::vector<unsigned> in(128);
+  for (unsigned i = 0; i < 128; ++i) in[i] = 1000 + i;
+  const Buffer<unsigned> in_buffer(in, "in"), out_buffer(std::vector<unsigned>(6 * 512), "out"),
+      scratch(std::vector<unsigned>(6 * 128), "scratch");
+  LaunchShape shape;
+  shape.grid[0] = 3;
+  shape.grid[1] = 2;
+  shape.threads = 32;
+  shape.shared_bytes = sizeof(AccessShared);
+  run(access_kernel, shape, AccessParams{in_buffer.data(), out_buffer.data(), scratch.data()});
+  const auto out = out_buffer.get();
+  for (unsigned thread = 0; thread < 6 * 32; ++thread) {
+    const unsigned lane = thread % 32;
+    const unsigned* o = out.data() + thread * 16;
+    const float x = static_cast<float>(lane) / 8 - 2;
+    const auto number = [&](int i) { return std::bit_cast<float>(o[i]); };
+    for (unsigned i = 0; i < 4; ++i) EXPECT_EQ(o[i], 1001 + lane * 4 + i);
+    EXPECT_EQ(o[4], 1001 + lane * 4 + 2);
+    EXPECT_EQ(o[5], 77 + 31 - lane);
+    EXPECT_EQ(o[6], 5u);
+    // Before: parity 0 has not completed, parity 1 counts as completed; after the phase it is the other way.
+    EXPECT_EQ(o[7], lane == 0 ? 1u * 4 + 2 : 0u);
+    EXPECT_EQ(o[8], 1000 + lane);
+    EXPECT_EQ(o[9], 321u);
+    EXPECT_EQ(o[10], 32 + lane);
+    EXPECT_NEAR(number(11), std::tanh(x), 2e-3);
+    EXPECT_NEAR(number(12), std::log2(static_cast<float>(lane + 1)), 1e-5);
+    EXPECT_EQ(number(13), x * 3 + 1);
+    EXPECT_EQ(number(14), std::abs(x) + 1);
+    EXPECT_EQ(number(15), 2 * x);
+  }
+}
+
 // ---- Warps, blocks, arithmetic.
 
 struct WarpParams {
@@ -635,6 +831,54 @@ TEST(Cluster, MulticastAndRemoteArrival) {
   const auto out = out_buffer.get();
   for (std::size_t i = 0; i < out.size(); ++i) {
     ASSERT_EQ(out[i], in[i / (2 * 16 * 64) * 16 * 64 + i % (16 * 64)]) << i;
+  }
+}
+
+struct NeighbourParams {
+  unsigned* out;  // 32 words a block, two rounds
+};
+struct NeighbourShared {
+  SharedArray<unsigned, 32> mailbox;
+  Barrier filled;
+};
+
+// Each block writes into its neighbour's memory and says so at its barrier; then each reads from it.
+FLASH3_KERNEL(32, 1)
+neighbour_kernel(FLASH3_GRID_CONSTANT(NeighbourParams) params) {
+  auto& shared = shared_memory<NeighbourShared>();
+  const unsigned other = cluster_rank() ^ 1u;
+  const auto lane = static_cast<unsigned>(lane_index());
+  if (lane == 0) {
+    mbarrier_init(shared.filled, 32);
+    fence_mbarrier_init();
+  }
+  cluster_arrive();
+  cluster_wait();
+  const SharedAddress there = map_to_block(shared_address(&shared.mailbox) + lane * 4, other);
+  store_cluster_4(there, static_cast<unsigned>(block_x()) * 100 + lane);
+  mbarrier_arrive_release_cluster(shared.filled, other);
+  mbarrier_wait_parity_cluster(shared.filled, 0);
+  unsigned* out = params.out + static_cast<unsigned>(block_x()) * 64;
+  store_global(out + lane, shared.mailbox.load(static_cast<int>(31 - lane)));
+  sync_cluster();
+  store_global(out + 32 + lane, load_cluster_4(there));
+  sync_cluster();
+}
+
+TEST(Cluster, MemoryOfANeighbour) {
+  const Buffer<unsigned> out_buffer(std::vector<unsigned>(4 * 64), "out");
+  LaunchShape shape;
+  shape.grid[0] = 4;
+  shape.cluster = 2;
+  shape.threads = 32;
+  shape.shared_bytes = sizeof(NeighbourShared);
+  run(neighbour_kernel, shape, NeighbourParams{out_buffer.data()});
+  const auto out = out_buffer.get();
+  for (unsigned block = 0; block < 4; ++block) {
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      EXPECT_EQ(out[block * 64 + lane], (block ^ 1u) * 100 + 31 - lane);
+      EXPECT_EQ(out[block * 64 + 32 + lane], block * 100 + lane);
+    }
   }
 }
 

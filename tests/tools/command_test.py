@@ -684,6 +684,15 @@ class Bench(CommandTest):
         self.assertEqual(os.listdir(self.folder), [])
 
 
+class Ablate(CommandTest):
+    def test_says_what_it_lacks(self):
+        self.flash3("ablate", code=2)
+        self.assertIn("a diagnostic build", self.stderr)
+        self.assertIn("FLASH3_ABLATION=ON", self.stderr)
+        self.flash3("ablate", "--runs", "0", code=2)
+        self.assertIn("--runs", self.stderr)
+
+
 class Accuracy(CommandTest):
     small = ["accuracy", "--seqlen", "64", "--heads-q", "2", "--heads-kv", "1", "--head-dim", "32"]
 
@@ -779,7 +788,7 @@ class Output(CommandTest):
 
     def test_help(self):
         text = self.flash3("--help")
-        for command in ("check", "attend", "plan", "bench", "accuracy"):
+        for command in ("check", "attend", "plan", "bench", "accuracy", "ablate"):
             self.assertIn(command, text)
             text = self.flash3(command, "--help")
             self.assertIn("Examples:", text)
