@@ -141,3 +141,21 @@ forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
 forward_mutant(nobody_wants_the_next_tile deadlock producer.h
   "      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);\n"
   "")
+forward_mutant(keys_brought_for_a_tile_not_yet_named race,uninitialised producer.h
+  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query"
+  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query")
+forward_mutant(values_brought_for_a_tile_not_yet_named race,uninitialised producer.h
+  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head"
+  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head")
+forward_mutant(tile_never_released_by_a_producer deadlock producer.h
+  "      load_value<C>(params, shared, v_at, tile, head, block);\n    }\n    release(shared.work_ring, work_at);"
+  "      load_value<C>(params, shared, v_at, tile, head, block);\n    }")
+forward_mutant(skipped_stage_released_before_it_is_full race,barrier,deadlock,uninitialised mainloop.h
+  "    wait_full(ring, at);\n    release_and_advance(ring, at);"
+  "    release_and_advance(ring, at);")
+forward_mutant(value_released_twice barrier,race,deadlock mainloop.h
+  "    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved)"
+  "    wgmma_wait_group<0>(out, probabilities);\n    release_by_warp(shared.v_ring, self.v_at);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved)")
+forward_mutant(key_never_released deadlock mainloop.h
+  "    wgmma_wait_group<1>(scores);\n    release_and_advance(shared.k_ring, self.k_at);"
+  "    wgmma_wait_group<1>(scores);\n    self.k_at.advance();")
