@@ -24,7 +24,7 @@ struct Variant {
   const char *value, *name;
   double paper;  // TFLOP/s in the paper's table, on an H100 at 1830 MHz; below 0: not there
 };
-constexpr Variant variants[] = {
+[[maybe_unused]] constexpr Variant variants[] = {
     {"", "everything", 661},
     {"tiles", "no overlap between tiles", -1},
     {"overlap", "no overlap between warpgroups", -1},
