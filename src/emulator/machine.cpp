@@ -427,7 +427,7 @@ void Machine::fail(FaultKind kind, const std::string& text, const Where& where) 
   throw Abandon();
 }
 
-void Machine::fail_in_destructor(FaultKind kind, const std::string& text, const Where& where) noexcept {
+void Machine::fail_in_destructor(FaultKind kind, const char* text, const Where& where) noexcept {
   if (abandoning_ || fault_) return;
   fault_ = std::make_unique<Fault>(make_fault(kind, text, where));
   self().state = Thread::State::done;

@@ -235,7 +235,7 @@ class Machine {
   // Ends the launch with a report.
   [[noreturn]] void fail(FaultKind kind, const std::string& text, const Where& where);
   // The same from a destructor, which must not throw: leaves the thread's stack as it is.
-  void fail_in_destructor(FaultKind kind, const std::string& text, const Where& where) noexcept;
+  void fail_in_destructor(FaultKind kind, const char* text, const Where& where) noexcept;
 
   const GridShape& grid() const { return grid_; }
   const Schedule& schedule() const { return schedule_; }

@@ -33,8 +33,12 @@ class Emulator final : public Machine {
     memory_.erase(memory);
     std::free(memory);
   }
-  void upload(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
-  void download(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
+  void upload(void* to, const void* from, std::size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void download(void* to, const void* from, std::size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
   void forward(const ForwardArgs& args) override {
     const core::ForwardProblem problem = core::check(args);
     if (auto why = plan::forward_refusal(problem)) throw Unsupported(*why);

@@ -11,12 +11,19 @@
 namespace flash3::testing {
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
 // Every case for two kernels; for the others, whose source is the same, those in which the tile's shape matters.
 std::vector<Case> small_cases() {
   std::vector<Case> cases;
   for (const Case& c : all_cases()) {
     const auto named = [&](const char* text) { return c.name.find(text) != std::string::npos; };
     if (named("many tiles")) continue;
+    if (sanitized && !named("bfloat16 128x128")) continue;  // it is about memory there, and slow
     const bool all = named("bfloat16 128x128") || named("bfloat16 64x64");
     if (all || named("causal 391 on 130") || named("variable length, causal") || named("seqused, variable") ||
         named("NaN") || (named("other head_dim") && named("bfloat16"))) {
@@ -37,6 +44,7 @@ struct Numbered {
   std::size_t number;
   Case problem;
 };
+void PrintTo(const Numbered& numbered, std::ostream* out) { *out << numbered.problem.name; }
 std::vector<Numbered> numbered_cases() {
   std::vector<Numbered> numbered;
   for (Case& c : small_cases()) numbered.push_back({numbered.size(), std::move(c)});
@@ -51,13 +59,8 @@ std::vector<emulator::Schedule> schedules(std::size_t number) {
     }
     return chosen;
   }
-#ifdef __SANITIZE_ADDRESS__
-  constexpr std::size_t wanted = 1;  // it is about memory there, and slow
-#else
-  constexpr std::size_t wanted = 2;
-#endif
   constexpr std::size_t policies = std::size(emulator::all_policies);
-  for (std::size_t i = 0; i < wanted; ++i)
+  for (std::size_t i = 0; i < (sanitized ? 1 : 2); ++i)
     chosen.push_back({number + 1, emulator::all_policies[(number + 2 * i) % policies]});
   return chosen;
 }
