@@ -790,9 +790,9 @@ class Output(CommandTest):
         text = self.flash3("--help")
         for command in ("check", "attend", "plan", "bench", "accuracy", "ablate"):
             self.assertIn(command, text)
-            text = self.flash3(command, "--help")
-            self.assertIn("Examples:", text)
-            self.assertNotRegex(text, r"\.\.\. \.\.\.|\(\d+x\)")
+            details = self.flash3(command, "--help")
+            self.assertIn("Examples:", details)
+            self.assertNotRegex(details, r"\.\.\. \.\.\.|\(\d+x\)")
         self.assertIn("Usage: flash3 attend [OPTIONS] [FILE...]\n", self.flash3("attend", "--help"))
 
     def test_version(self):
