@@ -160,35 +160,26 @@ FLASH3_DEVICE void consume_specialised(const Params& params, Shared<C>& shared) 
   }
 }
 
-// The next tile in one thread, or its end.
-template <class C>
-FLASH3_DEVICE void take_tile(const Params& params, Tile tile, int& index) {
-  FLASH3_NO_UNROLL
-  while (index < params.tiles) {
-    const Place place = place_of(index, params.row_blocks, params.heads, params.heads_together, params.longest_first);
-    index = grid_x() + atomic_add_global(&params.counter->next, 1);
-    if (make_tile<C>(params, place, tile)) return;
-  }
-  tile.set(tile_valid, 0);
-}
-
 template <class C>
 FLASH3_DEVICE void consume_unspecialised(const Params& params, Shared<C>& shared) {
   Consumer<C> self{warpgroup_index(), {}, {}};
   Bringer<C> bringer;
   int index = block_x();
+  if (warp_index() == 0) begin_walk(params, shared.walk);
   for (unsigned count = 0;; ++count) {
-    const Tile tile = shared.tile(position_of<work_stages>(count));
-    if (thread_index() == 0) take_tile<C>(params, tile, index);
+    Tile tile = shared.tile(position_of<work_stages>(count));
+    if (warp_index() == 0) {
+      const bool named = name_tile(params, shared, index, tile);
+      if (lane_index() == 0 && !named) tile.set(tile_valid, 0);
+      if (lane_index() == 0 && named) index = take_index(params);
+      index = shuffle(index, 0);
+    }
     sync_block();
     if (!tile[tile_valid]) break;
     bringer.begin(params, shared, tile);
     compute_tile(params, shared, tile, self, bringer, position_of<C::q_stages>(count));
   }
-  if (thread_index() == 0 && atomic_add_global(&params.counter->finished, 1) == grid_x() - 1) {
-    store_global(&params.counter->next, 0);
-    store_global(&params.counter->finished, 0);
-  }
+  if (thread_index() == 0) finish_counting(params);
 }
 
 template <class C>
@@ -208,7 +199,7 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
     consume_unspecialised<C>(params, shared);
   } else if (warpgroup_index() == 0) {
     setmaxnreg_dec<C::producer_registers>();
-    if (thread_index() == 0) schedule<C>(params, shared);
+    if (warp_index() == 0) schedule<C>(params, shared);
     if (thread_index() == 32) produce_query_key<C>(params, shared);
     if (thread_index() == 64) produce_value<C>(params, shared);
     return;

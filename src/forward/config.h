@@ -82,6 +82,10 @@ struct FieldAt {
   hopper::Where where;
 };
 
+// How far the scheduler has come among sequences of unequal lengths (find_tile).
+enum WalkField : int { walk_digits, walk_batch, walk_counted, walk_fields };
+using WalkArray = hopper::SharedArray<int, walk_fields>;
+
 // One tile's fields.
 struct Tile {
   TileArray& fields;
@@ -114,6 +118,7 @@ struct Shared {
   hopper::Ring<work_stages> work_ring;  // full: a tile is named; empty: everybody is done with it
   hopper::Barrier next_wanted;          // the keys of this tile are nearly all on their way: name the next
   TileArray tiles;
+  WalkArray walk;
 
   FLASH3_DEVICE Tile tile(const hopper::RingPosition<work_stages>& at) { return {tiles, at.stage * tile_fields}; }
 

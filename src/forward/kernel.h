@@ -1,4 +1,4 @@
-// The forward kernel: a warpgroup of three single threads that schedule and produce, two to four consumer warpgroups.
+// The forward kernel: a warpgroup of which one warp schedules and two threads produce, two to four consumer warpgroups.
 #pragma once
 
 #include "forward/epilogue.h"
@@ -57,7 +57,7 @@ forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   sync_block();
   if (warpgroup_index() == 0) {
     setmaxnreg_dec<C::producer_registers>();
-    if (thread_index() == 0) schedule<C>(params, shared);
+    if (warp_index() == 0) schedule<C>(params, shared);
     if (thread_index() == 32) produce_query_key<C>(params, shared);
     if (thread_index() == 64) produce_value<C>(params, shared);
   } else {

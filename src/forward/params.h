@@ -64,7 +64,8 @@ struct Params {
   // The order of tiles: see scheduler.h. Each block takes tile blockIdx first, and then the next that nobody has.
   TileCounter* counter = nullptr;
   int tiles = 0;
-  int row_blocks = 0;
+  int row_blocks = 0;            // of the longest sequence
+  bool unequal_lengths = false;  // of queries: tiles are then counted by the kernel, and there may be fewer
   int heads_together = 1;
   bool longest_first = false;
 };

@@ -78,8 +78,8 @@ template <class C>
 FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
   RingPosition<C::q_stages> q_at;
   RingPosition<C::stages> k_at;
-  RingPosition<work_stages> work_at;
-  for (;;) {
+  for (unsigned count = 0;; ++count) {
+    const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
@@ -94,7 +94,6 @@ FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
       load_key<C>(params, shared, k_at, tile[tile_kv_row] + block * C::block_kv, head, tile[tile_kv_batch]);
     }
     release(shared.work_ring, work_at);
-    work_at.advance();
   }
 }
 
@@ -102,8 +101,8 @@ FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
 template <class C>
 FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
   RingPosition<C::stages> v_at;
-  RingPosition<work_stages> work_at;
-  for (;;) {
+  for (unsigned count = 0;; ++count) {
+    const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
@@ -114,7 +113,6 @@ FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
       load_value<C>(params, shared, v_at, tile, head, block);
     }
     release(shared.work_ring, work_at);
-    work_at.advance();
   }
 }
 

@@ -8,6 +8,8 @@ namespace flash3::plan {
 
 inline constexpr int shared_bytes_a_block = 232448;  // 227 KiB: what a block may have on sm_90
 inline constexpr int registers_an_sm = 65536;
+inline constexpr int other_registers =
+    30;  // what a consumer thread needs beside fragments: addresses, row state, masks
 
 struct ForwardTile {
   int head_dim = 0, head_dim_v = 0;
@@ -23,11 +25,15 @@ struct ForwardTile {
 
   // A kernel starts with the same number of registers in every thread, a multiple of 8.
   constexpr int launch_registers() const { return registers_an_sm / threads() / 8 * 8; }
-  constexpr int producer_registers() const { return warpgroups == 2 ? 40 : 32; }
-  constexpr int consumer_registers() const {
-    return (launch_registers() * (warpgroups + 1) - producer_registers()) / warpgroups / 8 * 8;
+  constexpr int consumer_registers_beside(int producer) const {
+    return (launch_registers() * (warpgroups + 1) - producer) / warpgroups / 8 * 8;
   }
-  // Scores, probabilities in half the space, output; the rest is addresses, row state, masks.
+  // 40 where the consumers can spare them, else 32.
+  constexpr int producer_registers() const {
+    return fragment_registers() + other_registers <= consumer_registers_beside(40) ? 40 : 32;
+  }
+  constexpr int consumer_registers() const { return consumer_registers_beside(producer_registers()); }
+  // Scores, probabilities in half the space, output.
   constexpr int fragment_registers() const { return block_kv / 2 + block_kv / 4 + head_dim_v / 2; }
 
   constexpr int q_bytes() const { return q_stages * block_q() * head_dim * 2; }
@@ -38,7 +44,7 @@ struct ForwardTile {
   constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 1024; }
 
   constexpr bool fits() const {
-    return shared_bytes() <= shared_bytes_a_block && fragment_registers() + 30 <= consumer_registers() &&
+    return shared_bytes() <= shared_bytes_a_block && fragment_registers() + other_registers <= consumer_registers() &&
            block_kv % 16 == 0 && head_dim % 32 == 0 && head_dim_v % 32 == 0 && (q_stages > 1 || head_dim_v <= head_dim);
   }
 };

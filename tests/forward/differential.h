@@ -56,6 +56,7 @@ struct Case {
   std::int64_t row_padding = 0;  // elements between rows that belong to nobody
   bool heads_outside = false;    // (batch, heads, seqlen, head_dim) in memory
   float query_scale = 1;         // peaky scores
+  double key_ramp = 0;           // keys grow by so many powers of 2 over 64 keys, from the last to the first
   double nan_key_share = 0;      // share of visible value rows that hold a NaN
   int repeats = 1;               // runs that must agree bit for bit
 };
@@ -259,6 +260,19 @@ inline Outcome run(const Case& c, Machine& machine) {
     }
   }
 
+  for (std::int64_t b = 0; b < batch && c.key_ramp > 0; ++b) {
+    const Sequence s = problem.sequence(b);
+    for (std::int64_t j = 0; j < s.seqlen_kv; ++j) {
+      const double factor = std::exp2(c.key_ramp * static_cast<double>(s.seqlen_kv - 1 - j) / 64);
+      for (std::int64_t h = 0; h < c.heads_kv; ++h) {
+        for (std::int64_t d = 0; d < c.head_dim; ++d) {
+          std::uint16_t& element = key.at(s.kv_batch, s.kv_row + j, h, d);
+          element = encode(c.dtype, static_cast<float>(factor * decode(c.dtype, element)));
+        }
+      }
+    }
+  }
+
   query.upload();
   key.upload();
   value.upload();
@@ -331,7 +345,8 @@ inline Outcome run(const Case& c, Machine& machine) {
   outcome.allowed = 2 * naive_error + ulp;
   outcome.lse_error = lse_error;
   if (error > outcome.allowed) fail(fmt::format("error {:.3g}, allowed {:.3g}", error, outcome.allowed));
-  if (lse_error > 2e-5 * c.query_scale) fail(fmt::format("lse error {:.3g}", lse_error));
+  const double score_scale = c.query_scale * std::exp2(c.key_ramp * static_cast<double>(longest(c.lengths_kv)) / 64);
+  if (lse_error > 2e-5 * score_scale) fail(fmt::format("lse error {:.3g}", lse_error));
   return outcome;
 }
 
@@ -389,6 +404,8 @@ inline std::vector<Case> all_cases() {
       with("negative scale", [](Case& c) { c.options.softmax_scale = -0.1, c.options.causal = true; });
       with("scale 0", [](Case& c) { c.options.softmax_scale = 0.0, c.options.causal = true; });
       with("peaky", [](Case& c) { c.query_scale = 16, c.options.causal = true; });
+      with("rising scores", [](Case& c) { c.key_ramp = 2.5, c.lengths_q = {130}; });
+      with("rising scores, causal", [](Case& c) { c.key_ramp = 2.5, c.options.causal = true; });
       with("sinks", [](Case& c) { c.sinks = true, c.options.causal = true; });
       with("sinks, rows that see nothing",
            [](Case& c) { c.sinks = true, c.options.causal = true, c.lengths_q = {391}, c.lengths_kv = {130}; });
@@ -408,6 +425,12 @@ inline std::vector<Case> all_cases() {
         c.variable_q = c.variable_kv = true, c.options.causal = true, c.heads_q = 4;
         c.lengths_q = {1, 0, 127, 128, 129, 300, 7, 64};
         c.lengths_kv = {5, 3, 127, 128, 129, 211, 0, 64};
+      });
+      with("variable length, many sequences", [](Case& c) {
+        c.variable_q = c.variable_kv = true, c.options.causal = true, c.heads_q = c.heads_kv = 1;
+        c.lengths_q.clear();
+        for (std::int64_t b = 0; b < 75; ++b) c.lengths_q.push_back(b % 11 == 5 ? 150 + b : b * b % 9);
+        c.lengths_kv = c.lengths_q;
       });
       with("variable length, packed decode", [](Case& c) {
         c.variable_q = c.variable_kv = true, c.options.causal = true, c.heads_q = 8, c.heads_kv = 1;
