@@ -121,7 +121,6 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
       wgmma_wait_group<1>(scores);
       key_done(params, shared, tile, self, bringer);
       moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
-      before_waiting(rows.sum[0], rows.sum[1]);
       wgmma_wait_group<0>(out, probabilities);
       value_done(params, shared, tile, self, bringer);
     } else {

@@ -65,8 +65,7 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
 }
 
 void set_scale(const core::ForwardProblem& problem, Params& params) {
-  // The row's maximum becomes 2^-growth. bfloat16 has all of float32's range; float16 keeps its precision to 2^-14.
-  params.growth = problem.dtype == DType::bfloat16 ? 8 : 3;
+  constexpr double growth = 8;  // in exponents of 2
   const double exponent = problem.softmax_scale * std::numbers::log2e;
   if (problem.softcap > 0) {
     params.transform = Transform::softcap;
@@ -77,9 +76,11 @@ void set_scale(const core::ForwardProblem& problem, Params& params) {
     params.transform_factor = static_cast<float>(exponent);
   } else {
     params.exponent_scale = static_cast<float>(exponent);
+    params.growth = static_cast<float>(growth / exponent);
     return;
   }
   params.exponent_scale = 1;
+  params.growth = growth;
 }
 
 }  // namespace

@@ -76,17 +76,11 @@ template <class C>
 FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, int warpgroup, int block,
                                 Accumulator<C::block_kv>& scores, Rows& rows, float (&factor)[2]) {
   if (params.transform != Transform::none) transform_scores(params, scores);
-  const bool masked = block < tile.share(warpgroup, share_full_begin) || block >= tile.share(warpgroup, share_full_end);
-  if (masked) mask_scores(scores, visible_keys(params, tile, warpgroup), block * C::block_kv);
-  bool moved = masked || !rows.settled;
-  if (moved) {
-    settle_references(params, scores, rows, factor);
-    to_exponents(params, scores, rows);
-  } else {
-    moved = vote_any(to_exponents(params, scores, rows));
-    if (moved) raise_references(params, scores, rows, factor);
+  if (block < tile.share(warpgroup, share_full_begin) || block >= tile.share(warpgroup, share_full_end)) {
+    mask_scores(scores, visible_keys(params, tile, warpgroup), block * C::block_kv);
   }
-  exponentiate(scores, rows);
+  const bool moved = move_references(params, scores, rows, factor);
+  exponentiate(params, scores, rows);
   return moved;
 }
 
@@ -154,7 +148,6 @@ FLASH3_DEVICE bool visit_blocks(const Params& params, Shared<C>& shared, const T
     wgmma_wait_group<1>(scores);
     release_and_advance(shared.k_ring, self.k_at);
     const bool moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
-    before_waiting(rows.sum[0], rows.sum[1]);
     wgmma_wait_group<0>(out, probabilities);
     release_and_advance(shared.v_ring, self.v_at);
     if (moved) scale_rows(out, factor);
@@ -203,7 +196,6 @@ FLASH3_DEVICE void end_and_begin_tile(const Params& params, Shared<C>& shared, c
   release_and_advance(shared.k_ring, self.k_at);
   softmax_step<C>(params, next, self.warpgroup, next.share(self.warpgroup, share_block_end) - 1, scores, next_rows,
                   factor);
-  before_waiting(next_rows.sum[0], next_rows.sum[1]);
   wgmma_wait_group<0>(out, probabilities);
   release_and_advance(shared.v_ring, self.v_at);
   skip_stages(shared.v_ring, self.v_at, before);

@@ -14,16 +14,14 @@ inline constexpr float ln_2 = 0.6931471805599453f;
 
 // The two rows that a thread shares with the other three of its quad. probability = 2^(score x scale - reference).
 //
-// The reference need not be the row's maximum, only near it: float32 and 16-bit floats keep their precision at another
-// scale, and what is divided by in the end carries the same factor. It is set `growth` above the first maximum, and
-// moves when a score rises above it, which after a row's first block is rare, and exact whenever it happens. So in the
-// common case nobody looks for a maximum: that all exponents are negative is seen from their signs, two at a time.
-// Whether a row's reference moves depends on that row alone, so that its bits do not depend on its neighbours.
+// The reference need not be the row's maximum, only near it: float32 and bfloat16 keep their precision at any scale,
+// and what is divided by in the end carries the same factor. It moves when a maximum exceeds it by more than `growth`
+// (2^8 in the probabilities; float16 holds 2^16), which after a row's first block is rare, and exact whenever it
+// happens. Whether a row's reference moves depends on that row alone, so that its bits do not depend on its neighbours.
 struct Rows {
-  float reference[2] = {0, 0};  // in exponents; 0 while no key has been seen
-  bool seen[2] = {false, false};
-  bool settled = false;   // every row of the warp has seen a key
-  float sum[2] = {0, 0};  // of this thread's columns
+  float reference[2] = {0, 0};              // in exponents; 0 while no key has been seen
+  float limit[2] = {-infinity, -infinity};  // the score above which it moves
+  float sum[2] = {0, 0};                    // of this thread's columns
 };
 
 // What becomes of a raw score that is not simply multiplied by a positive scale (see Transform).
@@ -58,84 +56,39 @@ FLASH3_DEVICE void mask_scores(Accumulator<N>& scores, const Visible& visible, i
   }
 }
 
-// A new reference for rows whose maximum is `top` exponents above the old one; `factor` is what that multiplies
-// earlier probabilities and the row's output by.
-FLASH3_DEVICE void lift_reference(const Params& params, Rows& rows, int half, float top, float& factor) {
-  const float before = rows.reference[half];
-  rows.reference[half] = before + (top + params.growth);
-  factor = exp2_approx(before - rows.reference[half]);
-  rows.sum[half] *= factor;
-}
-
+// Moves references where the block's maxima demand it. Returns whether one of the warp's rows moved; `factor` is then
+// what that multiplies the row's output by (1 for rows that stayed).
 template <int N>
-FLASH3_DEVICE void find_tops(const Accumulator<N>& values, float (&top)[2]) {
-  top[0] = values[0];
-  top[1] = values[2];
+FLASH3_DEVICE bool move_references(const Params& params, const Accumulator<N>& scores, Rows& rows, float (&factor)[2]) {
+  float top[2] = {scores[0], scores[2]};
   FLASH3_UNROLL
-  for (int i = 1; i < N / 2; ++i) top[half_of(i)] = maximum(top[half_of(i)], values[i]);
-  FLASH3_UNROLL
-  for (int half = 0; half < 2; ++half) top[half] = row_maximum(top[half]);
-}
-
-// References from scores that may be masked, for rows that may have none yet.
-template <int N>
-FLASH3_DEVICE void settle_references(const Params& params, const Accumulator<N>& scores, Rows& rows,
-                                     float (&factor)[2]) {
-  float top[2];
-  find_tops(scores, top);
-  FLASH3_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    factor[half] = 1;
-    const float above = fused_multiply_add(top[half], params.exponent_scale, -rows.reference[half]);
-    if (rows.seen[half]) {
-      if (above > 0) lift_reference(params, rows, half, above, factor[half]);
-    } else if (top[half] > -infinity) {
-      rows.seen[half] = true;
-      rows.reference[half] = above + params.growth;
-    }
-  }
-  rows.settled = vote_all(rows.seen[0] && rows.seen[1]);
-}
-
-// Scores become exponents. Returns whether one of the thread's is above its reference, or NaN.
-template <int N>
-FLASH3_DEVICE bool to_exponents(const Params& params, Accumulator<N>& scores, const Rows& rows) {
-  unsigned signs = ~0u;
-  FLASH3_UNROLL
-  for (int i = 0; i < N / 2; ++i) {
-    scores[i] = fused_multiply_add(scores[i], params.exponent_scale, -rows.reference[half_of(i)]);
-  }
-  FLASH3_UNROLL
-  for (int i = 0; i < N / 2; i += 2) signs &= float_to_bits(scores[i]) & float_to_bits(scores[i + 1]);
-  return signs >> 31 == 0;
-}
-
-// References from exponents, some of which are above 0.
-template <int N>
-FLASH3_DEVICE void raise_references(const Params& params, Accumulator<N>& exponents, Rows& rows, float (&factor)[2]) {
-  float top[2];
-  find_tops(exponents, top);
-  FLASH3_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    factor[half] = 1;
-    if (!(top[half] > 0)) continue;
-    const float before = rows.reference[half];
-    lift_reference(params, rows, half, top[half], factor[half]);
-    const float lift = rows.reference[half] - before;
+  for (int i = 1; i < N / 2; ++i) top[half_of(i)] = maximum(top[half_of(i)], scores[i]);
+  const bool moved = vote_any(top[0] > rows.limit[0] || top[1] > rows.limit[1]);
+  if (moved) {
     FLASH3_UNROLL
-    for (int i = 0; i < N / 2; ++i) {
-      if (half_of(i) == half) exponents[i] -= lift;
+    for (int half = 0; half < 2; ++half) {
+      const float row_top = row_maximum(top[half]);
+      factor[half] = 1;
+      if (row_top > rows.limit[half]) {
+        const float reference = row_top * params.exponent_scale;
+        factor[half] = rows.limit[half] == -infinity ? 0 : exp2_approx(rows.reference[half] - reference);
+        rows.reference[half] = reference;
+        rows.limit[half] = row_top + params.growth;
+        rows.sum[half] *= factor[half];
+      }
     }
   }
+  return moved;
 }
 
-// Exponents become probabilities, and join the sums.
+// Scores become probabilities, and join the sums.
 template <int N>
-FLASH3_DEVICE void exponentiate(Accumulator<N>& exponents, Rows& rows) {
+FLASH3_DEVICE void exponentiate(const Params& params, Accumulator<N>& scores, Rows& rows) {
   FLASH3_UNROLL
   for (int i = 0; i < N / 2; ++i) {
-    exponents[i] = exp2_approx(exponents[i]);
-    rows.sum[half_of(i)] += exponents[i];
+    const int half = half_of(i);
+    scores[i] = exp2_approx(fused_multiply_add(scores[i], params.exponent_scale, -rows.reference[half]));
+    rows.sum[half] += scores[i];
   }
 }
 

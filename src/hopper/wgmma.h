@@ -27,20 +27,6 @@ FLASH3_DEVICE void pin(Operand<T, K>& fragment) {
   for (int i = 0; i < K / 4; ++i) asm volatile("" : "+r"(fragment.word[i]) : : "memory");
 }
 
-// Keeps the arithmetic that x and y, which are never negative, come from before the waits that follow. The assembler
-// otherwise moves a wait up past it, and what was to run beside the tensor cores runs after them. The store is never
-// made.
-FLASH3_DEVICE void before_waiting(float x, float y) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "setp.lt.f32 p, %0, 0f00000000;\n"
-      "setp.lt.or.f32 p, %1, 0f00000000, p;\n"
-      "@p st.shared.f32 [%2], %0;\n}"
-      :
-      : "f"(x), "f"(y), "r"(0)
-      : "memory");
-}
-
 // wgmma.wait_group.sync.aligned pending;  Waits for all but the last `pending` groups. Name every fragment that may be
 // touched from here on.
 template <int pending, class... Fragments>

@@ -575,7 +575,6 @@ access_kernel(FLASH3_GRID_CONSTANT(AccessParams) params) {
   store_global(out + 14, float_to_bits(maximum(x, 0) - minimum(x, 0) + maximum(bits_to_float(0x7fffffffu), 1)));
   store_global(out + 15,
                float_to_bits(unpack_low<float16>(pack<float16>(x, 9)) + unpack_high<bfloat16>(pack<bfloat16>(9, x))));
-  before_waiting(1, 2);
 }
 
 TEST(Access, MemoryBarriersAndArithmetic) {

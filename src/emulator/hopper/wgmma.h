@@ -18,8 +18,6 @@ void pin(Operand<T, K>& fragment, Where where = Where::current()) {
   fragment.state.name(where);
 }
 
-inline void before_waiting(float, float) {}
-
 // One for each number of fragments: a defaulted argument cannot follow a pack.
 template <int pending>
 void wgmma_wait_group(Where where = Where::current()) {
