@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdio>
@@ -21,6 +22,9 @@ inline void require(cudaError_t error) {
 
 class Gpu final : public Machine {
  public:
+  // A kernel that has not ended after so many seconds ends the program (SIGALRM).
+  explicit Gpu(unsigned seconds) : seconds_(seconds) {}
+
   DeviceType device() const override { return DeviceType::cuda; }
   void* allocate(std::size_t bytes, bool) override {
     void* memory = nullptr;
@@ -37,9 +41,14 @@ class Gpu final : public Machine {
   void forward(const ForwardArgs& args) override {
     Execution execution;
     execution.engine = Engine::cuda;
+    alarm(seconds_);
     flash3::forward(args, execution);
     require(cudaDeviceSynchronize());
+    alarm(0);
   }
+
+ private:
+  unsigned seconds_;
 };
 
 // Memory of the device that is current when it is made.
