@@ -2,14 +2,12 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
-#include <random>
 
 #include "ablate.h"
 #include "io/error.h"
+#include "random.h"
 
 namespace flash3::tools {
 namespace {
@@ -30,10 +28,9 @@ class DeviceMemory {
 
   // float16 from N(0, 1), a pattern that repeats.
   void fill_normal(unsigned seed) const {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<std::uint16_t> pattern(std::min<std::size_t>(bytes_ / 2, (1 << 20) + 128));
-    for (auto& x : pattern) x = half_bits(normal(random));
+    std::vector<core::float16> pattern(std::min<std::size_t>(bytes_ / 2, (1 << 20) + 128));
+    Random random(seed);
+    tools::fill_normal(TensorView(pattern.data(), DType::float16, {static_cast<std::int64_t>(pattern.size())}), random);
     for (std::size_t at = 0; at < bytes_; at += pattern.size() * 2) {
       require(cudaMemcpy(static_cast<char*>(data_) + at, pattern.data(), std::min(pattern.size() * 2, bytes_ - at),
                          cudaMemcpyHostToDevice),
@@ -42,16 +39,6 @@ class DeviceMemory {
   }
 
  private:
-  // Of a number below 2^15; what is too small for a normal float16 becomes 0.
-  static std::uint16_t half_bits(float x) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, &x, sizeof bits);
-    const auto exponent = static_cast<int>(bits >> 23 & 0xff) - 112;
-    const std::uint32_t sign = bits >> 16 & 0x8000;
-    if (exponent <= 0) return static_cast<std::uint16_t>(sign);
-    return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(exponent) << 10 | (bits >> 13 & 0x3ff));
-  }
-
   void* data_ = nullptr;
   std::size_t bytes_;
 };

@@ -3,10 +3,7 @@
 // brings the data, in which order a warpgroup computes, and who waits for whom. Tiles do not overlap each other here.
 #pragma once
 
-#include "forward/epilogue.h"
-#include "forward/mainloop.h"
-#include "forward/producer.h"
-#include "hopper/launch.h"
+#include "forward/instance.h"
 
 namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
@@ -185,15 +182,7 @@ template <class C>
 FLASH3_KERNEL(C::threads, 1)
 ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   auto& shared = shared_memory<Shared<C>>();
-  if (warp_index() == 0 && elect_one()) {
-    shared.q_ring.init(4 * C::warpgroups);
-    shared.k_ring.init(4 * C::warpgroups);
-    shared.v_ring.init(4 * C::warpgroups);
-    shared.work_ring.init(4 * C::warpgroups + 2);
-    mbarrier_init(shared.next_wanted, 1);
-    fence_mbarrier_init();
-  }
-  sync_block();
+  begin_block(shared);
   if constexpr (!C::techniques.specialised) {
     consume_unspecialised<C>(params, shared);
   } else if (warpgroup_index() == 0) {
@@ -211,12 +200,7 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
 
 template <class C>
 hopper::LaunchStatus start_ablated(const Params& params, int blocks, hopper::Stream stream) {
-  hopper::LaunchShape shape;
-  shape.grid[0] = blocks;
-  shape.threads = C::threads;
-  shape.shared_bytes = sizeof(Shared<C>);
-  shape.stream = stream;
-  return hopper::launch(ablated_kernel<C>, shape, params);
+  return start_kernel<C>(ablated_kernel<C>, params, blocks, stream);
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

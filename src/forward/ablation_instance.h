@@ -1,13 +1,11 @@
 // One compiled kernel of a diagnostic build: which technique a launch leaves out is what FLASH3_ABLATE says in the
-// environment. Stands in for instance.h.
+// environment. Stands in for FLASH3_FORWARD_INSTANCE.
 #pragma once
 
 #include <cstdlib>
 #include <string_view>
 
 #include "forward/ablation.h"
-#include "forward/kernel.h"
-#include "forward/start.h"
 
 #define FLASH3_ABLATION_INSTANCE(T, head_dim, head_dim_v, block_kv)                                       \
   namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                              \
@@ -28,11 +26,6 @@
       return start_ablated<Ablated<C, Techniques{.overlapping = false}>>(params, blocks, stream);         \
     }                                                                                                     \
     if (!off.empty()) return {"FLASH3_ABLATE: accepted are tiles, specialisation, pipelining, overlap"};  \
-    hopper::LaunchShape shape;                                                                            \
-    shape.grid[0] = blocks;                                                                               \
-    shape.threads = C::threads;                                                                           \
-    shape.shared_bytes = sizeof(Shared<C>);                                                               \
-    shape.stream = stream;                                                                                \
-    return hopper::launch(forward_kernel<C>, shape, params);                                              \
+    return start_kernel<C>(forward_kernel<C>, params, blocks, stream);                                    \
   }                                                                                                       \
   }

@@ -6,18 +6,27 @@
 #include "forward/kernel.h"
 #include "forward/start.h"
 
+namespace flash3::forward_kernels::inline FLASH3_MACHINE {
+
+template <class C>
+hopper::LaunchStatus start_kernel(void (*kernel)(Params), const Params& params, int blocks, hopper::Stream stream) {
+  static_assert(sizeof(Shared<C>) <= static_cast<std::size_t>(C::tile.shared_bytes()));
+  hopper::LaunchShape shape;
+  shape.grid[0] = blocks;
+  shape.threads = C::threads;
+  shape.shared_bytes = sizeof(Shared<C>);
+  shape.stream = stream;
+  return hopper::launch(kernel, shape, params);
+}
+
+}  // namespace flash3::forward_kernels::inline FLASH3_MACHINE
+
 #define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, block_kv)                                        \
   namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                              \
   template <>                                                                                             \
   hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, block_kv>(const Params& params, int blocks, \
                                                                         hopper::Stream stream) {          \
     using C = Config<hopper::T, head_dim, head_dim_v, block_kv>;                                          \
-    static_assert(sizeof(Shared<C>) <= static_cast<std::size_t>(C::tile.shared_bytes()));                 \
-    hopper::LaunchShape shape;                                                                            \
-    shape.grid[0] = blocks;                                                                               \
-    shape.threads = C::threads;                                                                           \
-    shape.shared_bytes = sizeof(Shared<C>);                                                               \
-    shape.stream = stream;                                                                                \
-    return hopper::launch(forward_kernel<C>, shape, params);                                              \
+    return start_kernel<C>(forward_kernel<C>, params, blocks, stream);                                    \
   }                                                                                                       \
   }

@@ -42,10 +42,9 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
   if (owns_stores()) bulk_wait_group_read<0>();  // shared memory must outlive its last store
 }
 
+// Every thread of the block calls it, first.
 template <class C>
-FLASH3_KERNEL(C::threads, 1)
-forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
-  auto& shared = shared_memory<Shared<C>>();
+FLASH3_DEVICE void begin_block(Shared<C>& shared) {
   if (warp_index() == 0 && elect_one()) {
     shared.q_ring.init(4 * C::warpgroups);
     shared.k_ring.init(4 * C::warpgroups);
@@ -55,6 +54,13 @@ forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
     fence_mbarrier_init();
   }
   sync_block();
+}
+
+template <class C>
+FLASH3_KERNEL(C::threads, 1)
+forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
+  auto& shared = shared_memory<Shared<C>>();
+  begin_block(shared);
   if (warpgroup_index() == 0) {
     setmaxnreg_dec<C::producer_registers>();
     if (warp_index() == 0) schedule<C>(params, shared);

@@ -114,8 +114,7 @@ void launch(const core::ForwardProblem& problem, const plan::ForwardPlan& plan, 
   params.window_left = problem.window_left;
   params.window_right = problem.window_right;
   params.bottom_right = problem.bottom_right;
-  params.unequal_lengths = problem.cu_seqlens_q != nullptr || problem.seqused_q != nullptr;
-  params.guarded_rows = params.unequal_lengths;
+  params.unequal_lengths = params.guarded_rows = plan.unequal_lengths;
   params.guarded_columns = problem.head_dim_v % 8 != 0;
   params.counter = counter;
   params.tiles = plan.tiles;

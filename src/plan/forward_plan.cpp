@@ -121,14 +121,14 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
   plan.tiles = static_cast<int>(count_tiles(problem, tile, plan.group));
   plan.blocks = std::min(plan.tiles, gpu.multiprocessors);
 
-  const bool unequal = problem.cu_seqlens_q != nullptr || problem.seqused_q != nullptr;
+  plan.unequal_lengths = problem.cu_seqlens_q != nullptr || problem.seqused_q != nullptr;
   // Later rows see more where only the future is hidden: start with them, so that the short ones fill the gaps in the
   // end. Interleaving heads for that must not push their keys and values out of L2.
   plan.longest_first = problem.window_right < core::unlimited && plan.row_blocks > 1;
   if (plan.longest_first) {
     const std::int64_t per_key = plan.heads / problem.heads_kv;  // heads of the query's map that share a key head
     // Sequences of unequal lengths follow each other, the long ones first.
-    const std::int64_t key_heads = problem.heads_kv * (unequal ? 1 : problem.batch);
+    const std::int64_t key_heads = problem.heads_kv * (plan.unequal_lengths ? 1 : problem.batch);
     const std::int64_t bytes =
         std::max<std::int64_t>(1, problem.max_seqlen_kv * (problem.head_dim + problem.head_dim_v) *
                                       static_cast<std::int64_t>(size_of(problem.dtype)));
@@ -141,8 +141,8 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
                     "of L2",
                     plan.heads_together, static_cast<double>(bytes * together) / 1e6));
   }
-  plan.reasons.push_back(fmt::format("{}{} tiles on {} of {} multiprocessors", unequal ? "at most " : "", plan.tiles,
-                                     plan.blocks, gpu.multiprocessors));
+  plan.reasons.push_back(fmt::format("{}{} tiles on {} of {} multiprocessors", plan.unequal_lengths ? "at most " : "",
+                                     plan.tiles, plan.blocks, gpu.multiprocessors));
   return plan;
 }
 

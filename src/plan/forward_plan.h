@@ -28,6 +28,7 @@ struct ForwardPlan {
   int blocks = 0;          // of the launch: they stay and take one tile after another
   int heads_together = 1;  // heads whose tiles are interleaved
   bool longest_first = false;
+  bool unequal_lengths = false;  // of queries: tiles is then the most there can be
   std::vector<std::string> reasons;
 
   std::string describe(DType dtype) const;  // one line

@@ -8,8 +8,8 @@ namespace flash3::plan {
 
 inline constexpr int shared_bytes_a_block = 232448;  // 227 KiB: what a block may have on sm_90
 inline constexpr int registers_an_sm = 65536;
-inline constexpr int other_registers =
-    30;  // what a consumer thread needs beside fragments: addresses, row state, masks
+// What a consumer thread needs beside fragments: addresses, row state, masks.
+inline constexpr int other_registers = 30;
 
 struct ForwardTile {
   int head_dim = 0, head_dim_v = 0;
