@@ -30,7 +30,8 @@ template <class C>
 struct Bringer {
   int key_block = 0, value_block = 0;  // next to be brought
   RingPosition<C::q_stages> q_at;
-  RingPosition<C::stages> k_at, v_at;
+  RingPosition<C::k_stages> k_at;
+  RingPosition<C::v_stages> v_at;
 
   FLASH3_DEVICE static bool is_me() { return !C::techniques.specialised && thread_index() == 0; }
 
@@ -39,20 +40,19 @@ struct Bringer {
     load_query<C>(params, shared, q_at, tile);
     key_block = value_block = tile[tile_block_end] - 1;
     FLASH3_NO_UNROLL
-    for (int i = 0; i < C::stages; ++i) {
-      key(params, shared, tile);
-      value(params, shared, tile);
-    }
+    for (int i = 0; i < C::k_stages; ++i) key(params, shared, tile);
+    FLASH3_NO_UNROLL
+    for (int i = 0; i < C::v_stages; ++i) value(params, shared, tile);
   }
   FLASH3_DEVICE void key(const Params& params, Shared<C>& shared, const Tile& tile) {
     if (!is_me() || key_block < tile[tile_block_begin]) return;
-    load_key<C>(params, shared, k_at, tile[tile_kv_row] + key_block * C::block_kv,
-                tile[tile_head] / params.heads_per_key, tile[tile_kv_batch]);
+    load_key<C>(params, shared, k_at, tile[tile_kv_row] + key_block * C::block_kv, tile[tile_kv_head],
+                tile[tile_kv_batch]);
     --key_block;
   }
   FLASH3_DEVICE void value(const Params& params, Shared<C>& shared, const Tile& tile) {
     if (!is_me() || value_block < tile[tile_block_begin]) return;
-    load_value<C>(params, shared, v_at, tile, tile[tile_head] / params.heads_per_key, value_block);
+    load_value<C>(params, shared, v_at, tile, tile[tile_kv_head], value_block);
     --value_block;
   }
 };
@@ -94,11 +94,9 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
                                 Bringer<C>& bringer, const RingPosition<C::q_stages>& q_at) {
   Accumulator<C::head_dim_v> out;
   Accumulator<C::block_kv> scores;
-  Operand<typename C::Element, C::block_kv> probabilities;
-  Rows rows;
   float factor[2];
-  bool accumulate = false;
-  int block = tile.share(self.warpgroup, share_block_end) - 1;
+  self.take(tile);
+  self.accumulate = false;
 
   skip_steps(params, shared, tile, self, bringer, blocks_before(tile, self.warpgroup));
   step_together<C>();
@@ -106,46 +104,45 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
   issue_scores(shared, self, q_at.stage, scores);
   wgmma_wait_group<0>(scores);
   key_done(params, shared, tile, self, bringer);
-  softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
-  repack(scores, probabilities);
+  softmax_step<C>(params, tile, self, scores, factor);
+  repack(scores, self.probabilities);
   FLASH3_NO_UNROLL
-  while (--block >= tile.share(self.warpgroup, share_block_begin)) {
+  while (--self.block >= self.last_block) {
     bool moved = false;
     if constexpr (C::techniques.pipelined) {
       step_together<C>();
       issue_scores(shared, self, q_at.stage, scores);
-      issue_output(shared, self, probabilities, out, accumulate);
+      issue_output(shared, self, out);
       wgmma_wait_group<1>(scores);
       key_done(params, shared, tile, self, bringer);
-      moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
-      wgmma_wait_group<0>(out, probabilities);
+      moved = softmax_step<C>(params, tile, self, scores, factor);
+      wgmma_wait_group<0>(out, self.probabilities);
       value_done(params, shared, tile, self, bringer);
     } else {
-      issue_output(shared, self, probabilities, out, accumulate);
-      wgmma_wait_group<0>(out, probabilities);
+      issue_output(shared, self, out);
+      wgmma_wait_group<0>(out, self.probabilities);
       value_done(params, shared, tile, self, bringer);
       step_together<C>();
       issue_scores(shared, self, q_at.stage, scores);
       wgmma_wait_group<0>(scores);
       key_done(params, shared, tile, self, bringer);
-      moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
+      moved = softmax_step<C>(params, tile, self, scores, factor);
     }
-    accumulate = true;
     if (moved) scale_rows(out, factor);
-    repack(scores, probabilities);
+    repack(scores, self.probabilities);
   }
-  issue_output(shared, self, probabilities, out, accumulate);
-  wgmma_wait_group<0>(out, probabilities);
+  issue_output(shared, self, out);
+  wgmma_wait_group<0>(out, self.probabilities);
   value_done(params, shared, tile, self, bringer);
   skip_steps(params, shared, tile, self, bringer, blocks_after(tile, self.warpgroup));
-
-  if constexpr (C::out_apart) release_by_warp(shared.q_ring, q_at);
-  finish_tile<C>(params, shared, tile, self.warpgroup, q_at, rows, out);
+  release_by_warp(shared.q_ring, q_at);
+  finish_tile<C>(params, shared, tile, self.warpgroup, self.rows, out);
 }
 
 template <class C>
 FLASH3_DEVICE void consume_specialised(const Params& params, Shared<C>& shared) {
-  Consumer<C> self{warpgroup_index() - C::first_consumer, {}, {}};
+  Consumer<C> self;
+  self.warpgroup = warpgroup_index() - C::first_consumer;
   Bringer<C> nobody;
   for (unsigned count = 0;; ++count) {
     wait_full(shared.work_ring, position_of<work_stages>(count));
@@ -158,10 +155,11 @@ FLASH3_DEVICE void consume_specialised(const Params& params, Shared<C>& shared) 
 
 template <class C>
 FLASH3_DEVICE void consume_unspecialised(const Params& params, Shared<C>& shared) {
-  Consumer<C> self{warpgroup_index(), {}, {}};
+  Consumer<C> self;
+  self.warpgroup = warpgroup_index();
   Bringer<C> bringer;
   int index = block_x();
-  if (warp_index() == 0) begin_walk(params, shared.walk);
+  if (warp_index() == 0 && params.unequal_lengths) begin_walk(params, shared.walk);
   for (unsigned count = 0;; ++count) {
     Tile tile = shared.tile(position_of<work_stages>(count));
     if (warp_index() == 0) {
@@ -182,7 +180,7 @@ template <class C>
 FLASH3_KERNEL(C::threads, 1)
 ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   auto& shared = shared_memory<Shared<C>>();
-  begin_block(shared);
+  begin_block(params, shared);
   if constexpr (!C::techniques.specialised) {
     consume_unspecialised<C>(params, shared);
   } else if (warpgroup_index() == 0) {
@@ -190,12 +188,10 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
     if (warp_index() == 0) schedule<C>(params, shared);
     if (thread_index() == 32) produce_query_key<C>(params, shared);
     if (thread_index() == 64) produce_value<C>(params, shared);
-    return;
   } else {
     setmaxnreg_inc<C::consumer_registers>();
     consume_specialised<C>(params, shared);
   }
-  if (owns_stores()) bulk_wait_group_read<0>();  // shared memory must outlive its last store
 }
 
 template <class C>

@@ -17,17 +17,13 @@ struct Config {
   static constexpr int warpgroups = tile.warpgroups;
   static constexpr int block_q = tile.block_q();
   static constexpr int block_kv = tile.block_kv;
-  static constexpr int stages = tile.stages;
+  static constexpr int k_stages = tile.k_stages;
+  static constexpr int v_stages = tile.v_stages;
   static constexpr int q_stages = tile.q_stages;
+  static constexpr bool turns_apart = tile.turns_apart();
   static constexpr int threads = tile.threads();
   static constexpr int producer_registers = tile.producer_registers();
   static constexpr int consumer_registers = tile.consumer_registers();
-  static constexpr bool out_apart = q_stages > 1;
-};
-
-// Named barriers: 0 is the whole block's.
-enum NamedBarrier : int {
-  out_buffer = 1,  // + warpgroup: its 128 threads agree about its out buffer
 };
 
 // What the scheduler tells the others about a tile: where its tensors are, and which blocks of keys it visits. It stays
@@ -35,6 +31,7 @@ enum NamedBarrier : int {
 enum TileField : int {
   tile_valid,     // 0: no tile is left
   tile_head,      // of query's map
+  tile_kv_head,   // of key's and value's
   tile_position,  // of the tile's first row in its sequence
   tile_q_batch,
   tile_q_row,
@@ -46,7 +43,11 @@ enum TileField : int {
   tile_block_end,  // visited from the last to the first
   tile_visible_begin,
   tile_visible_end,  // keys that some query of the sequence sees
-  tile_shares,       // from here on, for each warpgroup, its share:
+  tile_out,
+  tile_out_high,  // elements from O's start to the tile's first row, and
+  tile_lse,
+  tile_lse_high,  // from lse's
+  tile_shares,    // from here on, for each warpgroup, its share:
 };
 
 // Of a tile's blocks, those that one of a warpgroup's 64 rows sees; and of those the ones that need no mask, because
@@ -56,14 +57,6 @@ enum ShareField : int { share_block_begin, share_full_begin, share_full_end, sha
 inline constexpr int most_warpgroups = 4;
 inline constexpr int tile_fields = tile_shares + share_fields * most_warpgroups;
 inline constexpr int work_stages = 4;
-
-// Where a warpgroup's output waits for its store: a buffer of its own, or its part of Q, which is done with by then.
-template <class C, bool apart = C::out_apart>
-struct OutBuffers {
-  hopper::SharedTile<typename C::Element, 64, C::head_dim_v> tile[C::warpgroups];
-};
-template <class C>
-struct OutBuffers<C, false> {};
 
 // Where tile number `count` of a block stands in a ring of a power of two of stages.
 template <int stages>
@@ -88,15 +81,24 @@ using WalkArray = hopper::SharedArray<int, walk_fields>;
 
 // One tile's fields.
 struct Tile {
-  TileArray& fields;
+  TileArray* fields;
   int at;
 
-  FLASH3_DEVICE int operator[](FieldAt it) const { return fields.load(at + it.field, it.where); }
+  FLASH3_DEVICE int operator[](FieldAt it) const { return fields->load(at + it.field, it.where); }
   FLASH3_DEVICE int share(int warpgroup, ShareField field, hopper::Where where = hopper::Where::current()) const {
-    return fields.load(at + tile_shares + warpgroup * share_fields + field, where);
+    return fields->load(at + tile_shares + warpgroup * share_fields + field, where);
+  }
+  // A field and the one after it, as 64 bits.
+  FLASH3_DEVICE long long wide(TileField field, hopper::Where where = hopper::Where::current()) const {
+    const auto low = static_cast<unsigned>(fields->load(at + field, where));
+    return static_cast<long long>(fields->load(at + field + 1, where)) << 32 | low;
+  }
+  FLASH3_DEVICE void set_wide(TileField field, long long value, hopper::Where where = hopper::Where::current()) {
+    fields->store(at + field, static_cast<int>(static_cast<unsigned>(value)), where);
+    fields->store(at + field + 1, static_cast<int>(value >> 32), where);
   }
   FLASH3_DEVICE void set(int field, int value, hopper::Where where = hopper::Where::current()) {
-    fields.store(at + field, value, where);
+    fields->store(at + field, value, where);
   }
 };
 
@@ -104,32 +106,23 @@ template <class C>
 struct Shared {
   using T = typename C::Element;
   using QTile = hopper::SharedTile<T, 64, C::head_dim>;
-  using OutTile = hopper::SharedTile<T, 64, C::head_dim_v>;
 
   QTile q[C::q_stages][C::warpgroups];
-  hopper::SharedTile<T, C::block_kv, C::head_dim> k[C::stages];
+  hopper::SharedTile<T, C::block_kv, C::head_dim> k[C::k_stages];
   // Rows of whole 128-byte panels: one row of a panel is what TMA can bring alone (see load_value).
-  hopper::SharedTile<T, C::block_kv, C::tile.v_columns()> v[C::stages];
-  OutBuffers<C> out_buffers;
+  hopper::SharedTile<T, C::block_kv, C::tile.v_columns()> v[C::v_stages];
 
-  hopper::Ring<C::q_stages> q_ring;  // full: Q has landed; empty: its readers (and out, if it goes through it) are done
-  hopper::Ring<C::stages> k_ring;    // full: K has landed; empty: every warp's Q K^T has read it
-  hopper::Ring<C::stages> v_ring;    // full: V has landed; empty: every warp's P V has read it
+  hopper::SharedTile<T, 64, C::tile.out_columns()> out[C::warpgroups][C::tile.out_places()];
+
+  hopper::Ring<C::q_stages> q_ring;     // full: Q has landed; empty: its readers are done
+  hopper::Ring<C::k_stages> k_ring;     // full: K has landed; empty: every warp's Q K^T has read it
+  hopper::Ring<C::v_stages> v_ring;     // full: V has landed; empty: every warp's P V has read it
   hopper::Ring<work_stages> work_ring;  // full: a tile is named; empty: everybody is done with it
   hopper::Barrier next_wanted;          // the keys of this tile are nearly all on their way: name the next
   TileArray tiles;
   WalkArray walk;
 
-  FLASH3_DEVICE Tile tile(const hopper::RingPosition<work_stages>& at) { return {tiles, at.stage * tile_fields}; }
-
-  FLASH3_DEVICE OutTile& out(int warpgroup) {
-    if constexpr (C::out_apart) {
-      return out_buffers.tile[warpgroup];
-    } else {
-      static_assert(sizeof(OutTile) <= sizeof(QTile));
-      return reinterpret_cast<OutTile&>(q[0][warpgroup]);
-    }
-  }
+  FLASH3_DEVICE Tile tile(const hopper::RingPosition<work_stages>& at) { return {&tiles, at.stage * tile_fields}; }
 };
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

@@ -7,25 +7,23 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 using namespace hopper;
 
-// The query head of row `row` of a warpgroup's 64.
-FLASH3_DEVICE int head_of(const Params& params, const Tile& tile, int row) {
-  return tile[tile_head] * params.group + row % params.group;
-}
-
-// Closes the sums: factor[half] is what the row's output is multiplied by; writes the log-sum-exp if asked for.
+// Closes the sums, and writes the log-sum-exp if asked for.
 template <class C>
-FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgroup, Rows& rows, float (&factor)[2]) {
-  const int first = position_of_share(params, tile, warpgroup);
+FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgroup, const Rows& open,
+                              ClosedRows& closed) {
+  const int rows = tile[tile_seqlen_q] - tile[tile_position];
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int row = row_of(half, thread_index() % 128);
-    const int position = first + row / params.group;
-    float total = row_sum(rows.sum[half]);
-    float reference = rows.reference[half];
+    const int row = warpgroup * 64 + row_of(half, opaque(thread_index()) % 128);
+    float total = row_sum(open.sum[half]);
+    float reference = open.reference[half];
+    closed.reference[half] = reference;
     float numerator = 1;
     // A row that sees no key has total 0: output 0, log-sum-exp -inf, and the sink does not join.
     if (params.sinks != nullptr && total != 0) {
-      const float sink = load_global_constant(params.sinks + head_of(params, tile, row)) * log2_e;
+      const float sink =
+          load_global_constant(params.sinks + (tile[tile_head] << params.group_shift) + head_in_group(params, row)) *
+          log2_e;
       if (sink > reference) {
         numerator = exp2_approx(reference - sink);
         total = total * numerator + 1;
@@ -34,89 +32,68 @@ FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgr
         total += exp2_approx(sink - reference);
       }
     }
-    factor[half] = total == 0 ? 0 : numerator * rcp_approx(total);
-    if (params.lse != nullptr && lane_index() % 4 == 0 && position < tile[tile_seqlen_q]) {
-      float* lse = params.lse + tile[tile_q_batch] * params.lse_batch_stride +
-                   head_of(params, tile, row) * params.lse_head_stride + tile[tile_q_row] + position;
+    closed.factor[half] = total == 0 ? 0 : numerator * rcp_approx(total);
+    if (params.lse != nullptr && opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < rows) {
+      float* lse = params.lse + tile.wide(tile_lse) + position_in_tile(params, row) +
+                   head_in_group(params, row) * params.lse_head_stride;
       store_global(lse, (reference + log2_approx(total)) * ln_2);
     }
   }
 }
 
-// Rounds O into the warpgroup's buffer.
+// O, rounded, to global memory. A warp passes its 16 rows through a place of its own in shared memory, some columns at
+// a time, so that L2 sees rows of 128 bytes (64 where head_dim_v is no multiple of 64); no warp waits for another.
 template <class C>
-FLASH3_DEVICE void stage_out(const Accumulator<C::head_dim_v>& out, typename Shared<C>::OutTile& buffer) {
+FLASH3_DEVICE void store_out(const Params& params, Shared<C>& shared, const Tile& tile, int warpgroup,
+                             const Accumulator<C::head_dim_v>& out) {
   using T = typename C::Element;
-  const int thread = opaque(thread_index() % 128), lane = thread % 32, warp = thread / 32;
+  constexpr int columns = C::tile.out_columns(), row_chunks = columns / 8, rows_at_once = 32 / row_chunks;
+  const int lane = opaque(lane_index()), warp = opaque(thread_index()) % 128 / 32;
+  const int column = lane % row_chunks * 8, first_row = warp * 16 + lane / row_chunks;
+  const int rows = tile[tile_seqlen_q] - tile[tile_position];
+  const auto exists = [&](int row) { return position_in_tile(params, warpgroup * 64 + row) < rows; };
+  T* target[16 / rows_at_once];
   FLASH3_UNROLL
-  for (int i = 0; i < C::head_dim_v / 16; ++i) {
-    const unsigned words[4] = {pack<T>(out[8 * i], out[8 * i + 1]), pack<T>(out[8 * i + 2], out[8 * i + 3]),
-                               pack<T>(out[8 * i + 4], out[8 * i + 5]), pack<T>(out[8 * i + 6], out[8 * i + 7])};
-    stmatrix_x4(buffer.address(warp * 16 + lane % 16, i * 16 + lane / 16 * 8), words);
+  for (int i = 0; i < 16 / rows_at_once; ++i) {
+    target[i] = out_row<T>(params, tile, warpgroup * 64 + first_row + i * rows_at_once) + column;
   }
-}
-
-// Copies the rows that exist, 16 bytes at a time, columns past head_dim_v left alone.
-template <class C>
-FLASH3_DEVICE void store_rows(const Params& params, const Tile& tile, int warpgroup,
-                              const typename Shared<C>::OutTile& buffer) {
-  using T = typename C::Element;
-  constexpr int chunks = C::head_dim_v / 8;
-  const int first = position_of_share(params, tile, warpgroup);
-  for (int i = thread_index() % 128; i < 64 * chunks; i += 128) {
-    const int row = i / chunks, column = i % chunks * 8;
-    const int position = first + row / params.group;
-    if (position >= tile[tile_seqlen_q] || column >= params.head_dim_v) continue;
-    const Words4 words = load_shared_16(buffer.address(row, column));
-    const Address<void*>& out = params.out_address;
-    T* target = static_cast<T*>(out.data) + tile[tile_q_batch] * out.batch_stride +
-                (tile[tile_q_row] + position) * out.row_stride + head_of(params, tile, row) * out.head_stride + column;
-    if (column + 8 <= params.head_dim_v) {
-      store_global_16(target, words);
-    } else {
-      FLASH3_UNROLL
-      for (int e = 0; e < 8; ++e) {
-        const unsigned pair = words.word[e / 2];
-        if (column + e < params.head_dim_v) {
-          store_global(target + e, T{static_cast<unsigned short>(e % 2 == 0 ? pair & 0xffffu : pair >> 16)});
-        }
-      }
+  FLASH3_UNROLL
+  for (int begin = 0; begin < C::head_dim_v; begin += columns) {
+    auto& place = shared.out[warpgroup][begin / columns % C::tile.out_places()];
+    FLASH3_UNROLL
+    for (int i = begin / 16; i < (begin + columns) / 16; ++i) {
+      const unsigned words[4] = {pack<T>(out[8 * i], out[8 * i + 1]), pack<T>(out[8 * i + 2], out[8 * i + 3]),
+                                 pack<T>(out[8 * i + 4], out[8 * i + 5]), pack<T>(out[8 * i + 6], out[8 * i + 7])};
+      stmatrix_x4(place.address(warp * 16 + lane % 16, i * 16 - begin + lane / 16 * 8), words);
+    }
+    sync_warp();  // also lets the next but one overwrite what was read from this place
+    const int left = params.head_dim_v - begin - column;
+    FLASH3_UNROLL
+    for (int i = 0; i < 16 / rows_at_once; ++i) {
+      const int row = first_row + i * rows_at_once;
+      const Words4 words = load_shared_16(place.address(row, column));
+      if (exists(row) && left >= 8) store_global_16(target[i] + begin, words);
+    }
+    if (left <= 0 || left >= 8) continue;
+    FLASH3_NO_UNROLL
+    for (int row = first_row; row < warp * 16 + 16 && exists(row); row += rows_at_once) {
+      T* ragged = out_row<T>(params, tile, warpgroup * 64 + row) + begin + column;
+      FLASH3_NO_UNROLL
+      for (int e = 0; e < left; ++e) store_global(ragged + e, T{load_shared_2(place.address(row, column + e))});
     }
   }
 }
 
-// One thread of each warpgroup owns its bulk groups.
-FLASH3_DEVICE bool owns_stores() { return thread_index() % 128 == 0; }
-
 template <class C>
 FLASH3_DEVICE void finish_tile(const Params& params, Shared<C>& shared, const Tile& tile, int warpgroup,
-                               const RingPosition<C::q_stages>& q_at, Rows& rows, Accumulator<C::head_dim_v>& out) {
-  float factor[2];
-  close_rows<C>(params, tile, warpgroup, rows, factor);
-  scale_rows(out, factor);
+                               const Rows& rows, Accumulator<C::head_dim_v>& out) {
+  ClosedRows closed;
+  close_rows<C>(params, tile, warpgroup, rows, closed);
+  scale_rows(out, closed.factor);
   bool bad[2];
-  find_bad_rows<C>(tile, warpgroup, out, factor, bad);
-
-  auto& buffer = shared.out(warpgroup);
-  if constexpr (C::out_apart) {
-    if (owns_stores()) bulk_wait_group_read<0>();  // the last tile's store has left the buffer
-  }
-  named_barrier_sync(out_buffer + warpgroup, 128);
-  stage_out<C>(out, buffer);
-  repair_rows<C>(params, tile, warpgroup, rows, factor, bad, buffer);
-  fence_proxy_async();
-  named_barrier_sync(out_buffer + warpgroup, 128);
-  const int positions = 64 / params.group, position = position_of_share(params, tile, warpgroup);
-  if (params.guarded_columns || (params.guarded_rows && position + positions > tile[tile_seqlen_q])) {
-    store_rows<C>(params, tile, warpgroup, buffer);
-  } else if (owns_stores()) {
-    store_tile(params.out, {0, 0, tile[tile_q_row] + position, tile[tile_head], tile[tile_q_batch]}, buffer);
-    bulk_commit_group();
-  }
-  if constexpr (!C::out_apart) {
-    if (owns_stores()) bulk_wait_group_read<0>();
-    release_by_warp(shared.q_ring, q_at);
-  }
+  find_bad_rows<C>(tile, warpgroup, out, closed, bad);
+  store_out<C>(params, shared, tile, warpgroup, out);
+  repair_rows<C>(params, tile, warpgroup, closed, bad);
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

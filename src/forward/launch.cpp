@@ -1,6 +1,7 @@
 // Filling the kernel's parameters: tensor maps, addresses, mask, scale.
 #include "forward/launch.h"
 
+#include <bit>
 #include <numbers>
 
 #include "forward/start.h"
@@ -32,16 +33,11 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
   const plan::ForwardTile& tile = plan.tile;
   const auto q_swizzle = hopper::widest_swizzle(tile.head_dim * 2);
   const auto v_swizzle = hopper::Swizzle::b128;
-  const auto out_swizzle = hopper::widest_swizzle(tile.head_dim_v * 2);
   const int q_columns = static_cast<int>(q_swizzle) / 2, v_columns = static_cast<int>(v_swizzle) / 2;
-  const int out_columns = static_cast<int>(out_swizzle) / 2;
   const std::int64_t q_batch = problem.cu_seqlens_q ? 1 : problem.batch;
   require(
       make_packed_attention_map(tensor_of(problem.query, q_batch, problem.rows_q, problem.heads_q, problem.head_dim),
                                 plan.group, q_columns, 64, q_swizzle, params.query));
-  require(
-      make_packed_attention_map(tensor_of(problem.out, q_batch, problem.rows_q, problem.heads_q, problem.head_dim_v),
-                                plan.group, out_columns, 64, out_swizzle, params.out));
 
   hopper::AttentionTensor key = tensor_of(problem.key, problem.cu_seqlens_k ? 1 : problem.batch, problem.rows_kv,
                                           problem.heads_kv, problem.head_dim);
@@ -105,7 +101,7 @@ void launch(const core::ForwardProblem& problem, const plan::ForwardPlan& plan, 
   params.seqused_k = problem.seqused_k;
   params.batch = static_cast<int>(problem.batch);
   params.heads = plan.heads;
-  params.group = plan.group;
+  params.group_shift = std::countr_zero(static_cast<unsigned>(plan.group));
   params.heads_per_key = static_cast<int>(plan.heads / problem.heads_kv);
   params.seqlen_q = static_cast<int>(problem.max_seqlen_q);
   params.seqlen_kv = static_cast<int>(problem.max_seqlen_kv);
@@ -114,8 +110,7 @@ void launch(const core::ForwardProblem& problem, const plan::ForwardPlan& plan, 
   params.window_left = problem.window_left;
   params.window_right = problem.window_right;
   params.bottom_right = problem.bottom_right;
-  params.unequal_lengths = params.guarded_rows = plan.unequal_lengths;
-  params.guarded_columns = problem.head_dim_v % 8 != 0;
+  params.unequal_lengths = plan.unequal_lengths;
   params.counter = counter;
   params.tiles = plan.tiles;
   params.row_blocks = plan.row_blocks;
@@ -124,7 +119,7 @@ void launch(const core::ForwardProblem& problem, const plan::ForwardPlan& plan, 
 
   hopper::LaunchStatus status{"no such kernel"};
   const bool is_bfloat16 = problem.dtype == DType::bfloat16;
-#define FLASH3_FORWARD(d, dv, warpgroups, keys, stages, q_stages, reason)                          \
+#define FLASH3_FORWARD(d, dv, warpgroups, keys, k_stages, v_stages, q_stages, reason)              \
   if (plan.tile.head_dim == (d) && plan.tile.head_dim_v == (dv) && plan.tile.block_kv == (keys)) { \
     status = is_bfloat16 ? start<hopper::bfloat16, d, dv, keys>(params, plan.blocks, stream)       \
                          : start<hopper::float16, d, dv, keys>(params, plan.blocks, stream);       \

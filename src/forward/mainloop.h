@@ -21,11 +21,32 @@ FLASH3_DEVICE void release_and_advance(Ring<stages>& ring, RingPosition<stages>&
   at.advance();
 }
 
-// Where a consumer warp stands in the rings of keys and values.
+// What a consumer warp knows: where it stands in the rings, and of its tile how far it has come.
 template <class C>
 struct Consumer {
   int warpgroup;
-  RingPosition<C::stages> k_at, v_at;
+  RingPosition<C::k_stages> k_at;
+  RingPosition<C::v_stages> v_at;
+  // Whether the next stage was full when this was last asked, in good time: asking takes as long as many products.
+  bool k_full = false, v_full = false;
+
+  int block = 0;                                            // the one whose scores come next or came last
+  int last_block;                                           // of the tile's share, which is visited downwards
+  int full_begin, full_end;                                 // its blocks that need no mask
+  Operand<typename C::Element, C::block_kv> probabilities;  // of the block before, not yet multiplied by V
+  Rows rows;
+  bool accumulate = false;  // whether O holds an earlier block's product
+
+  // Before a tile's first block.
+  FLASH3_DEVICE void take(const Tile& tile) {
+    block = tile.share(warpgroup, share_block_end) - 1;
+    last_block = tile.share(warpgroup, share_block_begin);
+    full_begin = tile.share(warpgroup, share_full_begin);
+    full_end = tile.share(warpgroup, share_full_end);
+    rows = Rows{};
+  }
+  FLASH3_DEVICE bool is_last() const { return block == last_block; }
+  FLASH3_DEVICE bool is_masked() const { return block < full_begin || block >= full_end; }
 };
 
 // Stages that other warpgroups of the tile need and this one does not. It waits for them all the same: a warp that ran
@@ -47,23 +68,23 @@ FLASH3_DEVICE void skip_blocks(Shared<C>& shared, Consumer<C>& self, int count) 
   for (int i = 0; i < count; ++i) {
     skip_stages(shared.k_ring, self.k_at, 1);
     skip_stages(shared.v_ring, self.v_at, 1);
+    self.k_full = self.v_full = false;
   }
 }
 
-// Of the warpgroup's first row in its sequence.
-FLASH3_DEVICE int position_of_share(const Params& params, const Tile& tile, int warpgroup) {
-  return tile[tile_position] + warpgroup * (64 / params.group);
-}
+// Where row `row` of a tile stands: so many positions after the tile's first, and which of the packed heads it is of.
+FLASH3_DEVICE int position_in_tile(const Params& params, int row) { return row >> params.group_shift; }
+FLASH3_DEVICE int head_in_group(const Params& params, int row) { return row & ((1 << params.group_shift) - 1); }
 
 // The keys that this thread's two rows see. Masked blocks are few: worked out anew in each.
 FLASH3_DEVICE Visible visible_keys(const Params& params, const Tile& tile, int warpgroup) {
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
   const Band band = band_of(params, seqlen_q, seqlen_kv);
-  const int first = position_of_share(params, tile, warpgroup);
+  const int first = tile[tile_position] + warpgroup * (64 >> params.group_shift);
   Visible visible;
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int position = first + row_of(half, thread_index() % 128) / params.group;
+    const int position = first + position_in_tile(params, row_of(half, opaque(thread_index()) % 128));
     const Range keys = core::keys_seen_by_any(band, rows_from(position, 1, seqlen_q), seqlen_kv);
     visible.key_begin[half] = keys.begin;
     visible.key_end[half] = keys.end;
@@ -73,14 +94,14 @@ FLASH3_DEVICE Visible visible_keys(const Params& params, const Tile& tile, int w
 
 // From raw scores to probabilities, up to rounding. Returns whether the output must be multiplied by `factor`.
 template <class C>
-FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, int warpgroup, int block,
-                                Accumulator<C::block_kv>& scores, Rows& rows, float (&factor)[2]) {
+FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, Consumer<C>& self,
+                                Accumulator<C::block_kv>& scores, float (&factor)[2]) {
   if (params.transform != Transform::none) transform_scores(params, scores);
-  if (block < tile.share(warpgroup, share_full_begin) || block >= tile.share(warpgroup, share_full_end)) {
-    mask_scores(scores, visible_keys(params, tile, warpgroup), block * C::block_kv);
+  if (self.is_masked()) {
+    mask_scores(scores, visible_keys(params, tile, self.warpgroup), self.block * C::block_kv);
   }
-  const bool moved = move_references(params, scores, rows, factor);
-  exponentiate(params, scores, rows);
+  const bool moved = move_references(params, scores, self.rows, factor);
+  exponentiate(params, scores, self.rows);
   return moved;
 }
 
@@ -96,7 +117,7 @@ FLASH3_DEVICE int blocks_after(const Tile& tile, int warpgroup) {
 template <class C>
 FLASH3_DEVICE void issue_scores(Shared<C>& shared, const Consumer<C>& self, int q_stage,
                                 Accumulator<C::block_kv>& scores) {
-  wait_full(shared.k_ring, self.k_at);
+  wait_full_unless(self.k_full, shared.k_ring, self.k_at);
   wgmma_fence();
   multiply_abt(scores, shared.q[q_stage][self.warpgroup], 0, shared.k[self.k_at.stage], 0, false);
   wgmma_commit_group();
@@ -104,102 +125,48 @@ FLASH3_DEVICE void issue_scores(Shared<C>& shared, const Consumer<C>& self, int 
 
 // O = P V, or O += P V, of the next block, in flight.
 template <class C>
-FLASH3_DEVICE void issue_output(Shared<C>& shared, const Consumer<C>& self,
-                                Operand<typename C::Element, C::block_kv>& probabilities,
-                                Accumulator<C::head_dim_v>& out, bool accumulate) {
-  wait_full(shared.v_ring, self.v_at);
+FLASH3_DEVICE void issue_output(Shared<C>& shared, Consumer<C>& self, Accumulator<C::head_dim_v>& out) {
+  wait_full_unless(self.v_full, shared.v_ring, self.v_at);
   wgmma_fence();
-  multiply_ab(out, probabilities, shared.v[self.v_at.stage], 0, 0, accumulate);
+  multiply_ab(out, self.probabilities, shared.v[self.v_at.stage], 0, 0, self.accumulate);
   wgmma_commit_group();
+  self.accumulate = true;
+}
+
+// After the scores of block self.block: its stage of K is free, and with the last block's, Q. Where the next tile's Q
+// has another place, that can wait till the tile's end.
+template <class C>
+FLASH3_DEVICE void release_operands(Shared<C>& shared, Consumer<C>& self, const RingPosition<C::q_stages>& q_at) {
+  release_and_advance(shared.k_ring, self.k_at);
+  self.k_full = test_full(shared.k_ring, self.k_at);
+  if constexpr (C::q_stages == 1) {
+    if (self.is_last()) release_by_warp(shared.q_ring, q_at);
+  }
+}
+
+// A tile's first block, its scores in flight as the youngest group: to its P.
+template <class C>
+FLASH3_DEVICE void take_first_step(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                                   const RingPosition<C::q_stages>& q_at, Accumulator<C::block_kv>& scores) {
+  float factor[2];
+  wgmma_wait_group<0>(scores);
+  release_operands(shared, self, q_at);
+  self.v_full = test_full(shared.v_ring, self.v_at);
+  softmax_step<C>(params, tile, self, scores, factor);
+  repack(scores, self.probabilities);
 }
 
 // A tile's first block: nothing of this warpgroup is in flight beside it.
 template <class C>
 FLASH3_DEVICE void begin_tile(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                              const RingPosition<C::q_stages>& q_at, Rows& rows,
-                              Operand<typename C::Element, C::block_kv>& probabilities) {
+                              const RingPosition<C::q_stages>& q_at) {
   Accumulator<C::block_kv> scores;
-  float factor[2];
+  self.take(tile);
+  self.accumulate = false;
   skip_blocks(shared, self, blocks_before(tile, self.warpgroup));
   wait_full(shared.q_ring, q_at);
   issue_scores(shared, self, q_at.stage, scores);
-  wgmma_wait_group<0>(scores);
-  release_and_advance(shared.k_ring, self.k_at);
-  softmax_step<C>(params, tile, self.warpgroup, tile.share(self.warpgroup, share_block_end) - 1, scores, rows, factor);
-  repack(scores, probabilities);
-}
-
-// All further blocks: S of the next and O += P V of this one are in flight together, and the exponentials of the next
-// run beside the latter. Leaves the last block's P to be multiplied. Returns whether O has begun.
-template <class C>
-FLASH3_DEVICE bool visit_blocks(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                                const RingPosition<C::q_stages>& q_at, Rows& rows,
-                                Operand<typename C::Element, C::block_kv>& probabilities,
-                                Accumulator<C::head_dim_v>& out) {
-  Accumulator<C::block_kv> scores;
-  float factor[2];
-  bool accumulate = false;
-  int block = tile.share(self.warpgroup, share_block_end) - 1;
-  FLASH3_NO_UNROLL
-  while (--block >= tile.share(self.warpgroup, share_block_begin)) {
-    issue_scores(shared, self, q_at.stage, scores);
-    issue_output(shared, self, probabilities, out, accumulate);
-    accumulate = true;
-    wgmma_wait_group<1>(scores);
-    release_and_advance(shared.k_ring, self.k_at);
-    const bool moved = softmax_step<C>(params, tile, self.warpgroup, block, scores, rows, factor);
-    wgmma_wait_group<0>(out, probabilities);
-    release_and_advance(shared.v_ring, self.v_at);
-    if (moved) scale_rows(out, factor);
-    repack(scores, probabilities);
-  }
-  return accumulate;
-}
-
-// The last block's O += P V, alone.
-template <class C>
-FLASH3_DEVICE void end_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                            Operand<typename C::Element, C::block_kv>& probabilities, Accumulator<C::head_dim_v>& out,
-                            bool accumulate) {
-  issue_output(shared, self, probabilities, out, accumulate);
-  wgmma_wait_group<0>(out, probabilities);
-  release_and_advance(shared.v_ring, self.v_at);
-  skip_blocks(shared, self, blocks_after(tile, self.warpgroup));
-}
-
-// Whether the end of this tile and the beginning of the next may overlap: the warpgroup then holds a stage of V while
-// it waits for the next tile's name and for its keys, and others must be able to get on meanwhile. Blocks that this
-// warpgroup leaves out are what could make them wait for each other.
-template <class C>
-FLASH3_DEVICE bool may_overlap(Shared<C>& shared, const Tile& tile, const Tile& next,
-                               const RingPosition<work_stages>& next_at, int warpgroup) {
-  if (blocks_after(tile, warpgroup) != 0) return false;
-  wait_full(shared.work_ring, next_at);
-  return next[tile_valid] && blocks_before(next, warpgroup) <= C::stages;
-}
-
-// The last block's O += P V of one tile beside the first block's scores and exponentials of the next: the tensor cores
-// do not run dry between tiles.
-template <class C>
-FLASH3_DEVICE void end_and_begin_tile(const Params& params, Shared<C>& shared, const Tile& next, Consumer<C>& self,
-                                      const RingPosition<C::q_stages>& next_q_at, Rows& next_rows,
-                                      Operand<typename C::Element, C::block_kv>& probabilities,
-                                      Accumulator<C::head_dim_v>& out, bool accumulate) {
-  Accumulator<C::block_kv> scores;
-  float factor[2];
-  const int before = blocks_before(next, self.warpgroup);
-  skip_stages(shared.k_ring, self.k_at, before);
-  wait_full(shared.q_ring, next_q_at);
-  issue_scores(shared, self, next_q_at.stage, scores);
-  issue_output(shared, self, probabilities, out, accumulate);
-  wgmma_wait_group<1>(scores);
-  release_and_advance(shared.k_ring, self.k_at);
-  softmax_step<C>(params, next, self.warpgroup, next.share(self.warpgroup, share_block_end) - 1, scores, next_rows,
-                  factor);
-  wgmma_wait_group<0>(out, probabilities);
-  release_and_advance(shared.v_ring, self.v_at);
-  skip_stages(shared.v_ring, self.v_at, before);
-  repack(scores, probabilities);
+  take_first_step(params, shared, tile, self, q_at, scores);
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

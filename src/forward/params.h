@@ -27,9 +27,9 @@ struct TileCounter {
 };
 
 struct Params {
-  // Coordinates of query and out: {column, head in group, row, head, batch}; of key and value: {column, row, head,
+  // Coordinates of query: {column, head in group, row, head, batch}; of key and value: {column, row, head,
   // batch}. value_rows_8 and value_rows_1 have boxes of so many rows, for blocks that must be filled piece by piece.
-  hopper::TensorMap query, key, value, value_rows_8, value_rows_1, out;
+  hopper::TensorMap query, key, value, value_rows_8, value_rows_1;
 
   Address<const void*> query_address, key_address, value_address;
   Address<void*> out_address;
@@ -44,16 +44,14 @@ struct Params {
   const int* seqused_k = nullptr;
 
   int batch = 0;
-  int heads = 0;                    // heads of the maps of query and out: heads_kv if packed, else heads_q
-  int group = 1;                    // query heads packed into the rows of a tile
+  int heads = 0;                    // heads of the map of query: heads_kv if packed, else heads_q
+  int group_shift = 0;              // 1 << group_shift query heads are packed into the rows of a tile
   int heads_per_key = 1;            // heads of the map of query that share a key head
   int seqlen_q = 0, seqlen_kv = 0;  // fixed lengths
   int rows_kv = 0;                  // rows of the tensors key and value: a row beyond is filled with zero
   int head_dim = 0, head_dim_v = 0;
   long long window_left = 0, window_right = 0;
   bool bottom_right = true;
-  bool guarded_rows = false;     // rows past a sequence belong to somebody else: TMA must not write them
-  bool guarded_columns = false;  // head_dim_v is no multiple of 8: TMA would write on, to 16 bytes
 
   Transform transform = Transform::none;
   float exponent_scale = 1;    // exponents are base 2: exponent = transformed score x exponent_scale, positive

@@ -8,7 +8,7 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 using namespace hopper;
 
 template <class C>
-FLASH3_DEVICE void load_key(const Params& params, Shared<C>& shared, RingPosition<C::stages>& at, int row, int head,
+FLASH3_DEVICE void load_key(const Params& params, Shared<C>& shared, RingPosition<C::k_stages>& at, int row, int head,
                             int batch) {
   wait_empty(shared.k_ring, at);
   announce(shared.k_ring, at, shared.k[0].byte_count);
@@ -20,7 +20,7 @@ FLASH3_DEVICE void load_key(const Params& params, Shared<C>& shared, RingPositio
 // NaN: rows that no query of the sequence sees (padding, another sequence) must not come in. A block that has some is
 // brought in pieces of 8 rows and of 1, the invisible ones from beyond the tensor's end, where TMA fills with zero.
 template <class C>
-FLASH3_DEVICE void load_value(const Params& params, Shared<C>& shared, RingPosition<C::stages>& at, const Tile& tile,
+FLASH3_DEVICE void load_value(const Params& params, Shared<C>& shared, RingPosition<C::v_stages>& at, const Tile& tile,
                               int head, int block) {
   auto& v = shared.v[at.stage];
   Barrier& full = shared.v_ring.full[at.stage];
@@ -64,7 +64,7 @@ FLASH3_DEVICE void load_query(const Params& params, Shared<C>& shared, RingPosit
                               const Tile& tile) {
   wait_empty(shared.q_ring, at);
   announce(shared.q_ring, at, C::warpgroups * shared.q[0][0].byte_count);
-  const int positions = 64 / params.group;
+  const int positions = 64 >> params.group_shift;
   FLASH3_NO_UNROLL
   for (int w = 0; w < C::warpgroups; ++w) {
     load_tile(shared.q[at.stage][w], params.query,
@@ -77,17 +77,17 @@ FLASH3_DEVICE void load_query(const Params& params, Shared<C>& shared, RingPosit
 template <class C>
 FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
   RingPosition<C::q_stages> q_at;
-  RingPosition<C::stages> k_at;
+  RingPosition<C::k_stages> k_at;
   for (unsigned count = 0;; ++count) {
     const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
     load_query<C>(params, shared, q_at, tile);
-    const int head = tile[tile_head] / params.heads_per_key;
+    const int head = tile[tile_kv_head];
     const int begin = tile[tile_block_begin], end = tile[tile_block_end];
     // With this many blocks still to come the scheduler has about twice a ring's length for its work.
-    const int nearly_done = begin + C::stages < end ? begin + C::stages : end - 1;
+    const int nearly_done = begin + C::k_stages < end ? begin + C::k_stages : end - 1;
     FLASH3_NO_UNROLL
     for (int block = end - 1; block >= begin; --block) {
       if (block == nearly_done) mbarrier_arrive(shared.next_wanted);
@@ -100,13 +100,13 @@ FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
 // V has a thread of its own, in another warp: it is needed a step later than K, and waits for other stages.
 template <class C>
 FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
-  RingPosition<C::stages> v_at;
+  RingPosition<C::v_stages> v_at;
   for (unsigned count = 0;; ++count) {
     const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
-    const int head = tile[tile_head] / params.heads_per_key;
+    const int head = tile[tile_kv_head];
     const int begin = tile[tile_block_begin];
     FLASH3_NO_UNROLL
     for (int block = tile[tile_block_end] - 1; block >= begin; --block) {

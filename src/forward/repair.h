@@ -11,6 +11,14 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 using namespace hopper;
 
+// The first element in O of row `row` of the tile.
+template <class T>
+FLASH3_DEVICE T* out_row(const Params& params, const Tile& tile, int row) {
+  const Address<void*>& out = params.out_address;
+  return static_cast<T*>(out.data) + tile.wide(tile_out) + position_in_tile(params, row) * out.row_stride +
+         head_in_group(params, row) * out.head_stride;
+}
+
 template <class T>
 FLASH3_DEVICE float load_element(const Address<const void*>& tensor, int batch, int row, int head, int column) {
   const auto* source = static_cast<const unsigned short*>(tensor.data) + batch * tensor.batch_stride +
@@ -20,13 +28,13 @@ FLASH3_DEVICE float load_element(const Address<const void*>& tensor, int batch, 
 
 // One warp computes one row; `reference` and `factor` are known from the main loop, in which scores were masked.
 template <class C>
-FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, int position, float reference,
-                              float factor, typename Shared<C>::OutTile& buffer) {
+FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, float reference, float factor) {
   using T = typename C::Element;
   constexpr int columns = C::head_dim_v / 32, inner = C::head_dim / 32;
   const int lane = opaque(lane_index());  // nothing of this shall wait in registers
-  const int head = tile[tile_head] * params.group + row % params.group;
-  const int key_head = tile[tile_head] / params.heads_per_key;
+  const int position = tile[tile_position] + position_in_tile(params, row);
+  const int head = (tile[tile_head] << params.group_shift) + head_in_group(params, row);
+  const int key_head = tile[tile_kv_head];
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
   const Range keys =
       core::keys_seen_by_any(band_of(params, seqlen_q, seqlen_kv), rows_from(position, 1, seqlen_q), seqlen_kv);
@@ -61,10 +69,13 @@ FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, i
       }
     }
   }
+  T* out = out_row<T>(params, tile, row);
   FLASH3_UNROLL
   for (int i = 0; i < columns; ++i) {
-    store_shared_2(buffer.address(row, lane + 32 * i),
-                   static_cast<unsigned short>(pack<T>(sum[i] * factor, 0) & 0xffffu));
+    const int d = lane + 32 * i;
+    if (d < params.head_dim_v) {
+      store_global(out + d, T{static_cast<unsigned short>(pack<T>(sum[i] * factor, 0) & 0xffffu)});
+    }
   }
 }
 
@@ -72,7 +83,7 @@ FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, i
 // K is NaN by right. False where nothing was masked.
 template <class C>
 FLASH3_DEVICE void find_bad_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
-                                 const float (&factor)[2], bool (&bad)[2]) {
+                                 const ClosedRows& closed, bool (&bad)[2]) {
   bad[0] = bad[1] = false;
   if (tile.share(warpgroup, share_block_begin) == tile.share(warpgroup, share_full_begin) &&
       tile.share(warpgroup, share_block_end) == tile.share(warpgroup, share_full_end)) {
@@ -82,27 +93,30 @@ FLASH3_DEVICE void find_bad_rows(const Tile& tile, int warpgroup, const Accumula
   FLASH3_UNROLL
   for (int i = 0; i < C::head_dim_v / 2; ++i) sum[half_of(i)] += out[i];
   FLASH3_UNROLL
-  for (int half = 0; half < 2; ++half) bad[half] = sum[half] != sum[half] && factor[half] == factor[half];
+  for (int half = 0; half < 2; ++half) {
+    bad[half] = sum[half] != sum[half] && closed.factor[half] == closed.factor[half];
+  }
 }
 
-// After O has been staged in the warpgroup's buffer: each warp mends its own 16 rows there.
+// After O has been stored: each warp mends its own 16 rows.
 template <class C>
-FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const Rows& rows,
-                               const float (&factor)[2], const bool (&bad)[2], typename Shared<C>::OutTile& buffer) {
+FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const ClosedRows& closed,
+                               const bool (&bad)[2]) {
   if (!vote_any(bad[0] || bad[1])) return;
   FLASH3_NO_UNROLL
   for (int half = 0; half < 2; ++half) {
     const unsigned lanes = vote_ballot(half == 0 ? bad[0] : bad[1]);
-    sync_warp();  // what the warp staged, any of its lanes may overwrite
+    sync_warp();  // what the warp stored, any of its lanes may overwrite
     FLASH3_NO_UNROLL
     for (int quad = 0; quad < 8; ++quad) {
       if ((lanes >> (4 * quad) & 0xfu) == 0) continue;
-      const int row = opaque(thread_index()) % 128 / 32 * 16 + half * 8 + quad;
-      const int position = position_of_share(params, tile, warpgroup) + row / params.group;
-      const float reference = shuffle(half == 0 ? rows.reference[0] : rows.reference[1], 4 * quad);
-      const float row_factor = shuffle(half == 0 ? factor[0] : factor[1], 4 * quad);
-      if (position < tile[tile_seqlen_q]) {
-        repair_row<C>(params, tile, row, position, reference, row_factor, buffer);
+      // Uniform, and seen to be by the compiler: one branch that may diverge here, and every product of the kernel
+      // fetches its descriptors from ordinary registers (a sixth of the speed).
+      const int row = warpgroup * 64 + shuffle(opaque(thread_index()), 0) % 128 / 32 * 16 + half * 8 + quad;
+      const float reference = shuffle(half == 0 ? closed.reference[0] : closed.reference[1], 4 * quad);
+      const float factor = shuffle(half == 0 ? closed.factor[0] : closed.factor[1], 4 * quad);
+      if (tile[tile_position] + position_in_tile(params, row) < tile[tile_seqlen_q]) {
+        repair_row<C>(params, tile, row, reference, factor);
       }
     }
   }

@@ -110,11 +110,18 @@ FLASH3_DEVICE void place_tile(const Params& params, const Place& place, int posi
   const int b = place.batch;
   tile.set(tile_valid, 1);
   tile.set(tile_head, place.head);
+  tile.set(tile_kv_head, place.head / params.heads_per_key);
   tile.set(tile_position, place.row_block * positions);
   tile.set(tile_seqlen_q, seqlen_q_of(params, b));
   const bool q_packed = params.cu_seqlens_q != nullptr;
   tile.set(tile_q_batch, q_packed ? 0 : b);
-  tile.set(tile_q_row, q_packed ? load_global_constant(params.cu_seqlens_q + b) : 0);
+  const int q_row = q_packed ? load_global_constant(params.cu_seqlens_q + b) : 0;
+  tile.set(tile_q_row, q_row);
+  const long long q_batch = q_packed ? 0 : b, first_row = q_row + place.row_block * positions;
+  const long long first_head = static_cast<long long>(place.head) << params.group_shift;
+  const Address<void*>& out = params.out_address;
+  tile.set_wide(tile_out, q_batch * out.batch_stride + first_row * out.row_stride + first_head * out.head_stride);
+  tile.set_wide(tile_lse, q_batch * params.lse_batch_stride + first_row + first_head * params.lse_head_stride);
   int kv_row = 0, seqlen_kv = params.seqlen_kv;
   const bool kv_packed = params.cu_seqlens_k != nullptr;
   if (kv_packed) {
@@ -127,34 +134,38 @@ FLASH3_DEVICE void place_tile(const Params& params, const Place& place, int posi
   tile.set(tile_seqlen_kv, seqlen_kv);
 }
 
-// Which blocks of keys a tile that has its place visits, and each of its warpgroups.
+// Which blocks of keys a tile that has its place visits: all of it in one lane, each warpgroup's share in the lanes
+// before.
 template <class C>
 FLASH3_DEVICE void choose_blocks(const Params& params, Tile tile) {
+  const int lane = lane_index();
+  const bool whole = lane == C::warpgroups;
+  if (lane > C::warpgroups) return;
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
-  const int share_rows = 64 / params.group;
+  const int share_rows = 64 >> params.group_shift, position = tile[tile_position];
   const Band band = band_of(params, seqlen_q, seqlen_kv);
-  const core::BasicTileRange<int> blocks = core::key_tiles(
-      band, rows_from(tile[tile_position], C::warpgroups * share_rows, seqlen_q), seqlen_kv, C::block_kv);
+  const core::BasicTileRange<int> all =
+      core::key_tiles(band, rows_from(position, C::warpgroups * share_rows, seqlen_q), seqlen_kv, C::block_kv);
   // A tile that sees no key visits one block, masked from end to end: output 0 needs no path of its own.
-  const bool none = blocks.begin >= blocks.end;
-  const int last = none ? 1 : blocks.end;
-  tile.set(tile_block_begin, none ? 0 : blocks.begin);
-  tile.set(tile_block_end, last);
-  FLASH3_NO_UNROLL
-  for (int w = 0; w < C::warpgroups; ++w) {
-    const core::BasicTileRange<int> share = core::key_tiles(
-        band, rows_from(tile[tile_position] + w * share_rows, share_rows, seqlen_q), seqlen_kv, C::block_kv);
-    // If no row there sees a key: one masked block, any of the tile's.
-    const bool idle = share.begin >= share.end;
-    const int at = tile_shares + w * share_fields;
-    tile.set(at + share_block_begin, idle ? last - 1 : share.begin);
-    tile.set(at + share_full_begin, idle ? last : share.full_begin);
-    tile.set(at + share_full_end, idle ? last : share.full_end);
-    tile.set(at + share_block_end, idle ? last : share.end);
+  const bool none = all.begin >= all.end;
+  const int last = none ? 1 : all.end;
+  if (whole) {
+    const Range seen = core::keys_seen_by_any(band, {0, seqlen_q}, seqlen_kv);
+    tile.set(tile_block_begin, none ? 0 : all.begin);
+    tile.set(tile_block_end, last);
+    tile.set(tile_visible_begin, seen.begin);
+    tile.set(tile_visible_end, seen.end);
+    return;
   }
-  const Range seen = core::keys_seen_by_any(band, {0, seqlen_q}, seqlen_kv);
-  tile.set(tile_visible_begin, seen.begin);
-  tile.set(tile_visible_end, seen.end);
+  const core::BasicTileRange<int> share =
+      core::key_tiles(band, rows_from(position + lane * share_rows, share_rows, seqlen_q), seqlen_kv, C::block_kv);
+  // If no row there sees a key: one masked block, any of the tile's.
+  const bool idle = share.begin >= share.end;
+  const int at = tile_shares + lane * share_fields;
+  tile.set(at + share_block_begin, idle ? last - 1 : share.begin);
+  tile.set(at + share_full_begin, idle ? last : share.full_begin);
+  tile.set(at + share_full_end, idle ? last : share.full_end);
+  tile.set(at + share_block_end, idle ? last : share.end);
 }
 
 // Names tile `index` of the launch; false if there is none. Every lane of the warp calls it.
@@ -163,7 +174,7 @@ FLASH3_DEVICE bool name_tile(const Params& params, Shared<C>& shared, int index,
   bool mine = lane_index() == 0;
   int row_blocks = params.row_blocks, batch = 0;
   if (params.unequal_lengths) {
-    mine = find_tile(params, shared.walk, C::block_q / params.group, index, row_blocks, batch);
+    mine = find_tile(params, shared.walk, C::block_q >> params.group_shift, index, row_blocks, batch);
     if (!vote_any(mine)) return false;
   } else if (index >= params.tiles) {
     return false;
@@ -171,9 +182,10 @@ FLASH3_DEVICE bool name_tile(const Params& params, Shared<C>& shared, int index,
   if (mine) {
     Place place = place_of(index, row_blocks, params.heads, params.heads_together, params.longest_first);
     place.batch += batch;
-    place_tile(params, place, C::block_q / params.group, tile);
-    choose_blocks<C>(params, tile);
+    place_tile(params, place, C::block_q >> params.group_shift, tile);
   }
+  sync_warp();
+  choose_blocks<C>(params, tile);
   sync_warp();
   return true;
 }
@@ -193,7 +205,7 @@ FLASH3_DEVICE void finish_counting(const Params& params) {
 // would sit on them while other blocks run dry.
 template <class C>
 FLASH3_DEVICE void schedule(const Params& params, Shared<C>& shared) {
-  begin_walk(params, shared.walk);
+  if (params.unequal_lengths) begin_walk(params, shared.walk);
   int index = block_x();
   unsigned count = 0;
   for (;; ++count) {

@@ -24,6 +24,12 @@ struct Rows {
   float sum[2] = {0, 0};                    // of this thread's columns
 };
 
+// At the tile's end: probability = 2^(score x scale - reference) x factor, and O is multiplied by factor.
+struct ClosedRows {
+  float reference[2];
+  float factor[2];
+};
+
 // What becomes of a raw score that is not simply multiplied by a positive scale (see Transform).
 FLASH3_DEVICE float transform_score(const Params& params, float score) {
   if (params.transform == Transform::none) return score;
@@ -46,7 +52,7 @@ struct Visible {
 
 template <int N>
 FLASH3_DEVICE void mask_scores(Accumulator<N>& scores, const Visible& visible, int first_key) {
-  const int shift = first_key + 2 * (lane_index() & 3);
+  const int shift = first_key + 2 * (opaque(lane_index()) & 3);
   const int begin[2] = {visible.key_begin[0] - shift, visible.key_begin[1] - shift};
   const int end[2] = {visible.key_end[0] - shift, visible.key_end[1] - shift};
   FLASH3_UNROLL

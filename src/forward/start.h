@@ -11,7 +11,7 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 template <class T, int head_dim, int head_dim_v, int block_kv>
 hopper::LaunchStatus start(const Params& params, int blocks, hopper::Stream stream);
 
-#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason)                        \
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason)            \
   template <>                                                                                                       \
   hopper::LaunchStatus start<hopper::bfloat16, head_dim, head_dim_v, block_kv>(const Params&, int, hopper::Stream); \
   template <>                                                                                                       \

@@ -107,6 +107,23 @@ FLASH3_DEVICE void mbarrier_wait_parity(Barrier& barrier, unsigned parity, Where
       : "memory");
 }
 
+// The same, unless `done`: what an earlier mbarrier_test_wait_parity said of that phase, so that a thread which asked
+// in good time spends none here.
+FLASH3_DEVICE void mbarrier_wait_parity_unless(bool done, Barrier& barrier, unsigned parity, Where = Where::current()) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.u32 p, %2, 0;\n"
+      "@p bra done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:\n}"
+      :
+      : "r"(shared_address(&barrier)), "r"(parity), "r"(static_cast<unsigned>(done))
+      : "memory");
+}
+
 // mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [address], parity;  until done.
 // What other blocks wrote before mbarrier_arrive_release_cluster is visible, too.
 FLASH3_DEVICE void mbarrier_wait_parity_cluster(Barrier& barrier, unsigned parity, Where = Where::current()) {

@@ -36,6 +36,11 @@ struct RingPosition {
       parity ^= 1u;
     }
   }
+  FLASH3_DEVICE RingPosition next() const {
+    RingPosition at = *this;
+    at.advance();
+    return at;
+  }
 };
 
 // The producer may fill the stage: on the first round at once, later when all consumers have released it.
@@ -57,7 +62,18 @@ FLASH3_DEVICE void wait_full(Ring<stages>& ring, const RingPosition<stages>& at,
   mbarrier_wait_parity(ring.full[at.stage], at.parity, where);
 }
 
-// True if the stage is full already.
+// Whether the stage is full already; and the wait that passes at once where that was so.
+template <int stages>
+FLASH3_DEVICE bool test_full(Ring<stages>& ring, const RingPosition<stages>& at, Where where = Where::current()) {
+  return mbarrier_test_wait_parity(ring.full[at.stage], at.parity, where);
+}
+template <int stages>
+FLASH3_DEVICE void wait_full_unless(bool full, Ring<stages>& ring, const RingPosition<stages>& at,
+                                    Where where = Where::current()) {
+  mbarrier_wait_parity_unless(full, ring.full[at.stage], at.parity, where);
+}
+
+// True if the stage is full already, or after a short while.
 template <int stages>
 FLASH3_DEVICE bool try_full(Ring<stages>& ring, const RingPosition<stages>& at, Where where = Where::current()) {
   return mbarrier_try_wait_parity(ring.full[at.stage], at.parity, where);

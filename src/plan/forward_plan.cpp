@@ -36,7 +36,7 @@ std::optional<std::string> tma_refusal(std::string_view name, const core::Operan
 }
 
 // Keys that a row of the longest sequence sees, on average, from which on a tile for long rows pays.
-constexpr double long_row = 3000;
+constexpr double long_row = 1500;
 
 double keys_a_row(const core::Problem& problem) {
   const std::int64_t rows = std::max<std::int64_t>(problem.max_seqlen_q, 1), keys = problem.max_seqlen_kv;
@@ -134,6 +134,10 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
                                       static_cast<std::int64_t>(size_of(problem.dtype)));
     const std::int64_t budget = gpu.l2_bytes * 5 / 8;
     std::int64_t together = std::clamp<std::int64_t>(budget / bytes, 1, key_heads);
+    // A group this large ends without one block still at its longest tile while others have run dry. A larger one would
+    // only read all its keys at once and then none.
+    const std::int64_t group_tiles = plan.row_blocks * per_key;
+    together = std::min(together, divide_up(2 * gpu.multiprocessors, group_tiles) + 1);
     while (key_heads % together != 0) --together;
     plan.heads_together = static_cast<int>(together * per_key);
     plan.reasons.push_back(
@@ -147,9 +151,11 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
 }
 
 std::string ForwardPlan::describe(DType dtype) const {
-  return fmt::format("Hopper forward {} {}x{}: {} warpgroups of 64 queries, {} keys a step, {} stages, {} KiB shared",
-                     name_of(dtype), tile.head_dim, tile.head_dim_v, tile.warpgroups, tile.block_kv, tile.stages,
-                     tile.shared_bytes() / 1024);
+  return fmt::format(
+      "Hopper forward {} {}x{}: {} warpgroups of 64 queries, {} keys a step, {} stages of keys and {} of values, {} "
+      "KiB shared",
+      name_of(dtype), tile.head_dim, tile.head_dim_v, tile.warpgroups, tile.block_kv, tile.k_stages, tile.v_stages,
+      tile.shared_bytes() / 1024);
 }
 
 }  // namespace flash3::plan

@@ -15,7 +15,8 @@ struct ForwardTile {
   int head_dim = 0, head_dim_v = 0;
   int warpgroups = 0;  // of consumers
   int block_kv = 0;
-  int stages = 0;
+  int k_stages = 0;
+  int v_stages = 0;
   int q_stages = 0;
   const char* reason = "";
 
@@ -36,22 +37,28 @@ struct ForwardTile {
   // Scores, probabilities in half the space, output.
   constexpr int fragment_registers() const { return block_kv / 2 + block_kv / 4 + head_dim_v / 2; }
 
+  // How the kernel's loop is laid out (consume, kernel.h). Measured, but for a single Q, whose tiles do not overlap.
+  constexpr bool turns_apart() const { return q_stages == 1 || warpgroups == 4; }
+
   constexpr int q_bytes() const { return q_stages * block_q() * head_dim * 2; }
-  constexpr int k_bytes() const { return stages * block_kv * head_dim * 2; }
+  constexpr int k_bytes() const { return k_stages * block_kv * head_dim * 2; }
   constexpr int v_columns() const { return (head_dim_v + 63) / 64 * 64; }  // V in panels of 64 columns
-  constexpr int v_bytes() const { return stages * block_kv * v_columns() * 2; }
-  constexpr int out_bytes() const { return q_stages > 1 ? block_q() * head_dim_v * 2 : 0; }
+  constexpr int v_bytes() const { return v_stages * block_kv * v_columns() * 2; }
+  // O leaves through a place of so many columns for each row, or through two in turn.
+  constexpr int out_columns() const { return head_dim_v % 64 == 0 ? 64 : 32; }
+  constexpr int out_places() const { return head_dim_v > out_columns() ? 2 : 1; }
+  constexpr int out_bytes() const { return block_q() * out_columns() * out_places() * 2; }
   constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 1024; }
 
   constexpr bool fits() const {
     return shared_bytes() <= shared_bytes_a_block && fragment_registers() + other_registers <= consumer_registers() &&
-           block_kv % 16 == 0 && head_dim % 32 == 0 && head_dim_v % 32 == 0 && (q_stages > 1 || head_dim_v <= head_dim);
+           block_kv % 16 == 0 && head_dim % 32 == 0 && head_dim_v % 32 == 0;
   }
 };
 
 inline constexpr ForwardTile forward_tiles[] = {
-#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason) \
-  {head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason},
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason) \
+  {head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason},
 #include "plan/kernels.def"
 #undef FLASH3_FORWARD
 };

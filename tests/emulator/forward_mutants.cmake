@@ -1,5 +1,5 @@
 # Mistakes in the forward kernel that the emulator must find: name, what it shows, file, text, and what replaces it.
-# q_stages of the kernel decide which way its output leaves: 128 has buffers of their own for it, 256 reuses Q's.
+# The kernel for head_dim 128 holds two tiles of Q at once and overlaps tiles, that for 256 does not.
 function(forward_mutant name expected file find replace)
   flash3_mutant(NAME forward_${name} FILE src/forward/${file} FIND "${find}" REPLACE "${replace}" HEAD_DIM 128
     EXPECTED "${expected}")
@@ -13,48 +13,54 @@ endfunction()
 forward_mutant(sound "" kernel.h "  sync_block();\n" "  sync_block();\n")
 forward_mutant_256(sound "" kernel.h "  sync_block();\n" "  sync_block();\n")
 
-forward_mutant(key_released_before_wgmma_completed race mainloop.h
-  "    wgmma_wait_group<1>(scores);\n    release_and_advance(shared.k_ring, self.k_at);"
-  "    release_and_advance(shared.k_ring, self.k_at);\n    wgmma_wait_group<1>(scores);")
-forward_mutant(value_released_before_wgmma_completed race mainloop.h
-  "    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved)"
-  "    release_and_advance(shared.v_ring, self.v_at);\n    wgmma_wait_group<0>(out, probabilities);\n    if (moved)")
-forward_mutant(scores_read_before_their_wait fragment mainloop.h
-  "    wgmma_wait_group<1>(scores);\n    release_and_advance(shared.k_ring, self.k_at);"
-  "    release_and_advance(shared.k_ring, self.k_at);")
-forward_mutant(scores_wait_for_the_wrong_group fragment mainloop.h
-  "    wgmma_wait_group<1>(scores);\n    release_and_advance(shared.k_ring, self.k_at);"
-  "    wgmma_wait_group<2>(scores);\n    release_and_advance(shared.k_ring, self.k_at);")
-forward_mutant(output_scaled_in_flight fragment mainloop.h
-  "    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved) scale_rows(out, factor);"
-  "    if (moved) scale_rows(out, factor);\n    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);")
-forward_mutant(probabilities_overwritten_in_flight fragment mainloop.h
-  "    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved) scale_rows(out, factor);\n    repack(scores, probabilities);"
-  "    repack(scores, probabilities);\n    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved) scale_rows(out, factor);")
+forward_mutant(key_released_before_wgmma_completed race turn.h
+  "  wgmma_wait_group<1>(scores);\n  release_operands(shared, self, q_at);"
+  "  release_operands(shared, self, q_at);\n  wgmma_wait_group<1>(scores);")
+forward_mutant(value_released_before_wgmma_completed race turn.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved"
+  "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<0>(out, self.probabilities);\n  if (moved")
+forward_mutant(scores_read_before_their_wait fragment turn.h
+  "  wgmma_wait_group<1>(scores);\n"
+  "")
+forward_mutant(scores_wait_for_the_wrong_group fragment turn.h
+  "  wgmma_wait_group<1>(scores);\n"
+  "  wgmma_wait_group<2>(scores);\n")
+forward_mutant(output_scaled_in_flight fragment turn.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);"
+  "  if (moved && !turns) scale_rows(out, factor);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);")
+forward_mutant(probabilities_overwritten_in_flight fragment turn.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);\n  repack(scores, self.probabilities);"
+  "  repack(scores, self.probabilities);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);")
 forward_mutant(output_accumulates_onto_nothing fragment mainloop.h
-  "  bool accumulate = false;"
-  "  bool accumulate = true;")
+  "  self.accumulate = false;"
+  "  self.accumulate = true;")
 forward_mutant(no_wgmma_fence_before_the_output fragment mainloop.h
-  "  wait_full(shared.v_ring, self.v_at);\n  wgmma_fence();"
-  "  wait_full(shared.v_ring, self.v_at);")
+  "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);\n  wgmma_fence();"
+  "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);")
 forward_mutant(key_not_waited_for race,uninitialised mainloop.h
-  "  wait_full(shared.k_ring, self.k_at);\n  wgmma_fence();"
-  "  wgmma_fence();")
+  "  wait_full_unless(self.k_full, shared.k_ring, self.k_at);\n"
+  "")
 forward_mutant(value_not_waited_for race,uninitialised mainloop.h
-  "  wait_full(shared.v_ring, self.v_at);\n  wgmma_fence();"
-  "  wgmma_fence();")
+  "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);\n"
+  "")
 forward_mutant(query_not_waited_for race,uninitialised mainloop.h
   "  wait_full(shared.q_ring, q_at);\n  issue_scores"
   "  issue_scores")
+forward_mutant(next_query_not_waited_for race,uninitialised turn.h
+  "  wait_full(shared.q_ring, q_at);\n"
+  "")
 forward_mutant(key_waited_for_with_the_wrong_parity race,uninitialised,deadlock mainloop.h
-  "  wait_full(shared.k_ring, self.k_at);\n  wgmma_fence();"
-  "  mbarrier_wait_parity(shared.k_ring.full[self.k_at.stage], self.k_at.parity ^ 1u);\n  wgmma_fence();")
+  "  wait_full_unless(self.k_full, shared.k_ring, self.k_at);\n"
+  "  mbarrier_wait_parity(shared.k_ring.full[self.k_at.stage], self.k_at.parity ^ 1u);\n")
+forward_mutant(another_stage_of_values_asked_about race,uninitialised turn.h
+  "test_full(shared.v_ring, self.v_at.next())"
+  "test_full(shared.v_ring, self.v_at)")
+forward_mutant(another_stage_of_keys_asked_about race,uninitialised mainloop.h
+  "  release_and_advance(shared.k_ring, self.k_at);\n  self.k_full = test_full(shared.k_ring, self.k_at);"
+  "  self.k_full = test_full(shared.k_ring, self.k_at);\n  release_and_advance(shared.k_ring, self.k_at);")
 forward_mutant(values_of_the_wrong_stage race,uninitialised mainloop.h
-  "multiply_ab(out, probabilities, shared.v[self.v_at.stage], 0, 0, accumulate)"
-  "multiply_ab(out, probabilities, shared.v[self.k_at.stage], 0, 0, accumulate)")
-forward_mutant(a_lane_speaks_for_its_warp_unsynchronised race mainloop.h
-  "  sync_warp();\n  if (lane_index() == 0) release(ring, at);"
-  "  if (lane_index() == 0) release(ring, at);")
+  "shared.v[self.v_at.stage], 0, 0, self.accumulate"
+  "shared.v[self.v_at.stage ^ 1], 0, 0, self.accumulate")
 forward_mutant(one_thread_speaks_for_its_warpgroup race mainloop.h
   "  sync_warp();\n  if (lane_index() == 0) release(ring, at);"
   "  sync_warp();\n  for (int warp = 0; warp < 4; ++warp) {\n    if (thread_index() % 128 == 0) release(ring, at);\n  }")
@@ -71,12 +77,12 @@ forward_mutant(no_fence_after_init proxy kernel.h
 forward_mutant(no_barrier_after_init race,barrier kernel.h
   "  sync_block();\n"
   "")
-forward_mutant(query_released_too_early race kernel.h
-  "    const bool accumulate = visit_blocks(params, shared, tile, self, q_at, rows, probabilities, out);\n    if constexpr (C::out_apart) release_by_warp(shared.q_ring, q_at);"
-  "    if constexpr (C::out_apart) release_by_warp(shared.q_ring, q_at);\n    const bool accumulate = visit_blocks(params, shared, tile, self, q_at, rows, probabilities, out);")
-forward_mutant(block_ends_before_its_last_store race kernel.h
-  "  if (owns_stores()) bulk_wait_group_read<0>();  // shared memory"
-  "  // shared memory")
+forward_mutant(query_released_too_early race,barrier kernel.h
+  "    const bool ends = C::turns_apart || self.is_last();\n"
+  "    const bool ends = C::turns_apart || self.is_last();\n    if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);\n")
+forward_mutant_256(query_released_a_block_too_early race,deadlock mainloop.h
+  "if (self.is_last()) release_by_warp(shared.q_ring, q_at);"
+  "if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);")
 forward_mutant(registers_beyond_the_budget deadlock kernel.h
   "setmaxnreg_inc<C::consumer_registers>()"
   "setmaxnreg_inc<C::consumer_registers + 8>()")
@@ -100,44 +106,35 @@ forward_mutant(copy_signals_the_wrong_stage race,barrier,uninitialised,deadlock 
   "load_tile(shared.k[at.stage], params.key, {0, row, head, batch}, shared.k_ring.full[at.stage])"
   "load_tile(shared.k[at.stage], params.key, {0, row, head, batch}, shared.k_ring.full[at.stage ^ 1])")
 forward_mutant(keys_brought_with_another_swizzle descriptor,uninitialised,race config.h
-  "hopper::SharedTile<T, C::block_kv, C::head_dim> k[C::stages]"
-  "hopper::SharedTile<T, C::block_kv, C::head_dim, hopper::Swizzle::b64> k[C::stages]")
+  "hopper::SharedTile<T, C::block_kv, C::head_dim> k[C::k_stages]"
+  "hopper::SharedTile<T, C::block_kv, C::head_dim, hopper::Swizzle::b64> k[C::k_stages]")
 
 forward_mutant(end_announced_before_it_is_written race,uninitialised scheduler.h
   "  shared.tile(at).set(tile_valid, 0);\n  mbarrier_arrive(shared.work_ring.full[at.stage]);"
   "  mbarrier_arrive(shared.work_ring.full[at.stage]);\n  shared.tile(at).set(tile_valid, 0);")
 
-forward_mutant(output_buffer_reused_too_early race epilogue.h
-  "    if (owns_stores()) bulk_wait_group_read<0>();  // the last"
-  "    // the last")
-forward_mutant(no_barrier_before_the_buffer_is_written race epilogue.h
-  "  named_barrier_sync(out_buffer + warpgroup, 128);\n  stage_out"
-  "  stage_out")
-forward_mutant(no_barrier_between_write_and_store race,proxy,uninitialised epilogue.h
-  "  fence_proxy_async();\n  named_barrier_sync(out_buffer + warpgroup, 128);"
-  "  fence_proxy_async();")
-forward_mutant(no_proxy_fence_before_the_store proxy epilogue.h
-  "  fence_proxy_async();\n  named_barrier_sync"
-  "  named_barrier_sync")
-forward_mutant(named_barrier_of_half_the_threads race,proxy,uninitialised epilogue.h
-  "  fence_proxy_async();\n  named_barrier_sync(out_buffer + warpgroup, 128);"
-  "  fence_proxy_async();\n  named_barrier_sync(out_buffer + warpgroup, 64);")
+forward_mutant(output_read_before_it_is_written race,uninitialised epilogue.h
+  "    sync_warp();  // also"
+  "    // also")
+forward_mutant(output_overwritten_before_it_is_read race epilogue.h
+  "begin / columns % C::tile.out_places()"
+  "begin / columns % 1")
+forward_mutant(another_warps_output_stored race,uninitialised epilogue.h
+  "first_row = warp * 16 + lane / row_chunks"
+  "first_row = (warp ^ 1) * 16 + lane / row_chunks")
+forward_mutant(output_of_rows_that_are_not_there bounds epilogue.h
+  "if (exists(row) && left >= 8)"
+  "if (left >= 8)")
 forward_mutant(log_sum_exp_of_rows_that_are_not_there bounds epilogue.h
-  "params.lse != nullptr && lane_index() % 4 == 0 && position < tile[tile_seqlen_q]"
-  "params.lse != nullptr && lane_index() % 4 == 0")
-forward_mutant_256(query_fetched_over_an_output_not_yet_stored race epilogue.h
-  "    if (owns_stores()) bulk_wait_group_read<0>();\n    release_by_warp"
-  "    release_by_warp")
-forward_mutant_256(output_written_over_a_query_in_use race kernel.h
-  "    finish_tile<C>(params, shared, tile, self.warpgroup, q_at, rows, out);"
-  "    finish_tile<C>(params, shared, tile, self.warpgroup ^ 1, q_at, rows, out);")
+  "opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < rows"
+  "opaque(lane_index()) % 4 == 0")
 
-forward_mutant(next_tile_read_before_it_is_named race,uninitialised mainloop.h
-  "  wait_full(shared.work_ring, next_at);\n  return next[tile_valid]"
-  "  return next[tile_valid]")
+forward_mutant(next_tile_read_before_it_is_named race,uninitialised turn.h
+  "  wait_full(shared.work_ring, next_at);\n"
+  "")
 forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
-  "    release_by_warp(shared.work_ring, position_of<work_stages>(count));\n    wait_full(shared.work_ring, next_at);"
-  "    release_by_warp(shared.work_ring, position_of<work_stages>(count));")
+  "  wait_full(shared.work_ring, work_at);\n  Tile tile"
+  "  Tile tile")
 forward_mutant(nobody_wants_the_next_tile deadlock producer.h
   "      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);\n"
   "")
@@ -153,9 +150,9 @@ forward_mutant(tile_never_released_by_a_producer deadlock producer.h
 forward_mutant(skipped_stage_released_before_it_is_full race,barrier,deadlock,uninitialised mainloop.h
   "    wait_full(ring, at);\n    release_and_advance(ring, at);"
   "    release_and_advance(ring, at);")
-forward_mutant(value_released_twice barrier,race,deadlock mainloop.h
-  "    wgmma_wait_group<0>(out, probabilities);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved)"
-  "    wgmma_wait_group<0>(out, probabilities);\n    release_by_warp(shared.v_ring, self.v_at);\n    release_and_advance(shared.v_ring, self.v_at);\n    if (moved)")
+forward_mutant(value_released_twice barrier,race,deadlock turn.h
+  "  release_and_advance(shared.v_ring, self.v_at);\n  if (moved"
+  "  release_by_warp(shared.v_ring, self.v_at);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved")
 forward_mutant(key_never_released deadlock mainloop.h
-  "    wgmma_wait_group<1>(scores);\n    release_and_advance(shared.k_ring, self.k_at);"
-  "    wgmma_wait_group<1>(scores);\n    self.k_at.advance();")
+  "  release_and_advance(shared.k_ring, self.k_at);\n  self.k_full"
+  "  self.k_at.advance();\n  self.k_full")

@@ -128,7 +128,7 @@ void run_forward(int head_dim, Start start) {
 namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 // Whichever kernel launch.cpp chooses: the mutant is started, which is compiled for that head_dim.
-#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason)                        \
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason)            \
   template <>                                                                                                       \
   hopper::LaunchStatus start<hopper::bfloat16, head_dim, head_dim_v, block_kv>(const Params& params, int blocks,    \
                                                                                hopper::Stream) {                    \

@@ -22,7 +22,7 @@ hopper::LaunchStatus start_chosen(const Params& params, int blocks) {
   return start_if<head_dim, Techniques{}>(params, blocks);
 }
 
-#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, stages, q_stages, reason)                        \
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason)            \
   template <>                                                                                                       \
   hopper::LaunchStatus start<hopper::bfloat16, head_dim, head_dim_v, block_kv>(const Params& params, int blocks,    \
                                                                                hopper::Stream) {                    \

@@ -39,6 +39,9 @@ inline bool mbarrier_test_wait_parity(Barrier& barrier, unsigned parity, Where w
 inline void mbarrier_wait_parity(Barrier& barrier, unsigned parity, Where where = Where::current()) {
   emulator::mbarrier_wait(shared_address(&barrier), parity, where);
 }
+inline void mbarrier_wait_parity_unless(bool done, Barrier& barrier, unsigned parity, Where where = Where::current()) {
+  if (!done) mbarrier_wait_parity(barrier, parity, where);
+}
 inline void mbarrier_wait_parity_cluster(Barrier& barrier, unsigned parity, Where where = Where::current()) {
   mbarrier_wait_parity(barrier, parity, where);
 }
