@@ -24,13 +24,15 @@ class ForwardPass {
  public:
   using Element = typename Kind::Element;
   static constexpr std::int64_t per_unit = Kind::per_unit;
-  static constexpr std::int64_t block_keys = forward_block_keys;
+  static constexpr int strip = Kind::strip;
+  static constexpr int row_tile = Kind::row_tile;
+  static constexpr std::int64_t block_keys = Kind::forward_block_keys;
 
   ForwardPass(const core::ForwardProblem& problem, int threads)
       : problem_(problem),
         rule_(problem),
         heads_(heads_of(problem)),
-        depth_(divide_up(problem.head_dim, per_unit)),
+        depth_(units_of<Kind>(problem.head_dim)),
         value_rows_(round_up(problem.head_dim_v, row_tile)) {
     std::int64_t longest = 0;
     for (const Head& head : heads_) {
@@ -89,8 +91,7 @@ class ForwardPass {
         }
       }
       for (std::int64_t column = 0; column < value_rows_; column += row_tile) {
-        Kind::depth_major(staging + column, value_rows_, row_tile, row_tile,
-                          values + (column * block_keys + k * row_tile) / per_unit, row_tile);
+        Kind::pack_panel(staging + column, value_rows_, values + (column * block_keys + k * row_tile) / per_unit);
       }
     }
     packed_.at<std::uint8_t>(values_finite_, slot)[block] = finite;
@@ -99,7 +100,7 @@ class ForwardPass {
   // Computes one strip of rows.
   void compute(int thread, std::int64_t head_index, std::int64_t slot, std::int64_t index) const {
     const Head& head = heads_[static_cast<std::size_t>(head_index)];
-    const Strip s = make_strip(head, index);
+    const Strip<Kind> s(head, index);
     State state;
     Unit* queries = scratch_.at<Unit>(queries_, thread);
     load_queries(s, scratch_.at<Element>(staging_, thread), queries);
@@ -111,7 +112,7 @@ class ForwardPass {
     const auto* finite = packed_.at<std::uint8_t>(values_finite_, slot);
 
     constexpr std::int64_t block_tiles = block_keys / row_tile;
-    LaneMask mask;
+    LaneMask<Kind> mask;
     bool first = true;
     for (std::int64_t begin = s.tiles.begin, end; begin < s.tiles.end; begin = end) {
       const std::int64_t block = begin / block_tiles;
@@ -132,7 +133,7 @@ class ForwardPass {
       for (std::int64_t t = full_begin; t < full_end; ++t) {
         float* tile = scores + (t - begin) * row_tile * strip;
         if (rule_.plain) {
-          score_strip<Kind>(s.vectors, depth_, keys + t * row_tile * depth_, queries, tile,
+          Kind::score_strip(s.vectors, depth_, keys + t * row_tile * depth_, queries, tile,
                             Maxima{state.block_maximum});
         } else {
           scores_of_tile(s, keys, queries, t, tile, bias, nullptr, 0, state);
@@ -152,11 +153,12 @@ class ForwardPass {
         for (std::int64_t column = 0; column < value_rows_; column += row_tile) {
           const Unit* panel = block_values + (column * block_keys + offset * row_tile) / per_unit;
           if (first) {
-            multiply_strip<Kind, Start::zero>(s.vectors, count / per_unit, panel, Panel{}, weight_units, strip,
-                                              out + column * strip, strip);
+            Kind::template multiply_strip<Start::zero>(s.vectors, count / per_unit, panel, typename Kind::Panel{},
+                                                       weight_units, strip, out + column * strip, strip);
           } else {
-            multiply_strip<Kind, Start::scaled_sum>(s.vectors, count / per_unit, panel, Panel{}, weight_units, strip,
-                                                    out + column * strip, strip, state.decay);
+            Kind::template multiply_strip<Start::scaled_sum>(s.vectors, count / per_unit, panel, typename Kind::Panel{},
+                                                             weight_units, strip, out + column * strip, strip,
+                                                             state.decay);
           }
         }
       }
@@ -179,7 +181,7 @@ class ForwardPass {
     alignas(64) float decay[strip];  // what this block's maximum makes of earlier sums
   };
 
-  void load_queries(const Strip& s, Element* staging, Unit* queries) const {
+  void load_queries(const Strip<Kind>& s, Element* staging, Unit* queries) const {
     for (int lane = 0; lane < s.vectors * lanes; ++lane) {
       Element* row = staging + lane * depth_ * per_unit;
       if (lane < s.rows.size()) {
@@ -193,9 +195,10 @@ class ForwardPass {
   }
 
   // Scores of one tile, any rule, with its mask if one is given.
-  HWY_NOINLINE void scores_of_tile(const Strip& s, const Unit* keys, const Unit* queries, std::int64_t t, float* tile,
-                                   float* bias, const LaneMask* mask, std::int64_t mask_key, State& state) const {
-    score_strip<Kind>(s.vectors, depth_, keys + t * row_tile * depth_, queries, tile);
+  HWY_NOINLINE void scores_of_tile(const Strip<Kind>& s, const Unit* keys, const Unit* queries, std::int64_t t,
+                                   float* tile, float* bias, const LaneMask<Kind>* mask, std::int64_t mask_key,
+                                   State& state) const {
+    Kind::score_strip(s.vectors, depth_, keys + t * row_tile * depth_, queries, tile);
     if (problem_.bias) load_bias(problem_, s, t * row_tile, bias);
     for (int v = 0; v < s.vectors; ++v) {
       Vector maximum = hn::Load(lanes_tag, state.block_maximum + v * lanes);
@@ -212,7 +215,7 @@ class ForwardPass {
   }
 
   // Scores become weights exp(score - maximum), in place, as operands of the next product.
-  HWY_NOINLINE void weights(const Strip& s, std::int64_t count, float* scores, State& state) const {
+  HWY_NOINLINE void weights(const Strip<Kind>& s, std::int64_t count, float* scores, State& state) const {
     const Vector factor = hn::Set(lanes_tag, rule_.log2_factor);
     for (int v = 0; v < s.vectors; ++v) {
       const Vector before = hn::Load(lanes_tag, state.maximum + v * lanes);
@@ -220,12 +223,12 @@ class ForwardPass {
       // Where nothing has been seen, any finite maximum makes the weights exp(-inf) = 0.
       const Vector origin =
           hn::IfThenElse(hn::Eq(maximum, hn::Set(lanes_tag, -infinity)), hn::Zero(lanes_tag), maximum);
-      const Vector decay = exp2(hn::Mul(hn::Sub(before, origin), factor));
+      const Vector decay = Kind::exp2(hn::Mul(hn::Sub(before, origin), factor));
       hn::Store(maximum, lanes_tag, state.maximum + v * lanes);
       hn::Store(decay, lanes_tag, state.decay + v * lanes);
       // Subtracted before it is multiplied: exact near the maximum, however large that is.
       const auto weight = [&](const float* at) {
-        return exp2(hn::Mul(hn::Sub(hn::Load(lanes_tag, at), origin), factor));
+        return Kind::exp2(hn::Mul(hn::Sub(hn::Load(lanes_tag, at), origin), factor));
       };
       Vector sum = hn::Mul(hn::Load(lanes_tag, state.sum + v * lanes), decay);
       float* at = scores + v * lanes;
@@ -248,9 +251,9 @@ class ForwardPass {
   }
 
   // out += weights x V where a V that is not finite may only reach the rows that see its key. Rare, so it is plain.
-  HWY_NOINLINE void add_exactly(const Strip& s, const LaneMask& mask, std::int64_t count, const Unit* weights,
-                                const Unit* block_values, std::int64_t offset, const State& state, float* out,
-                                bool first) const {
+  HWY_NOINLINE void add_exactly(const Strip<Kind>& s, const LaneMask<Kind>& mask, std::int64_t count,
+                                const Unit* weights, const Unit* block_values, std::int64_t offset, const State& state,
+                                float* out, bool first) const {
     for (int lane = 0; lane < s.rows.size(); ++lane) {
       for (std::int64_t column = 0; column < value_rows_; ++column) {
         const std::int64_t panel = column / row_tile * row_tile;
@@ -258,15 +261,14 @@ class ForwardPass {
         for (std::int64_t k = 0; k < count; ++k) {
           if (!mask.sees(lane, k)) continue;
           sum += depth_major_element<Kind>(weights, strip, k, lane) *
-                 depth_major_element<Kind>(block_values + panel * block_keys / per_unit, row_tile, offset + k,
-                                           column - panel);
+                 Kind::panel_element(block_values + panel * block_keys / per_unit, offset + k, column - panel);
         }
         out[column * strip + lane] = sum;
       }
     }
   }
 
-  void store(const Strip& s, const State& state, float* out, float* staging) const {
+  void store(const Strip<Kind>& s, const State& state, float* out, float* staging) const {
     const Head& head = *s.head;
     alignas(64) float factors[strip] = {};
     for (int lane = 0; lane < s.rows.size(); ++lane) {
@@ -329,6 +331,7 @@ void run_forward(const core::ForwardProblem& problem, int threads) {
   const ForwardPass<Kind> pass(problem, threads);
   Pipeline pipeline(pass.work(), pass.slots());
   run_on_threads(threads, [&](int thread) {
+    [[maybe_unused]] const typename Kind::Setup setup;
     pipeline.work([&](auto... where) { pass.prepare(thread, where...); },
                   [&](auto... where) { pass.compute(thread, where...); });
   });

@@ -11,7 +11,10 @@
 #include <cstring>
 
 #include "core/half.h"
+#include "cpu/exp-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/rows.h"
+#include "cpu/tiles-inl.h"
 #include "flash3/tensor.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -187,8 +190,28 @@ float depth_major_element(const Unit* operand, std::int64_t stride, std::int64_t
   return element(units[column * Layout::per_unit + depth % Layout::per_unit]);
 }
 
-// How each kind of unit is computed with and laid out.
-struct FloatKind : FloatUnits, FloatLayout {};
+// How each kind of unit is computed with and laid out. VectorKind: panels are depth-major.
+template <class Units, class Layout>
+struct VectorKind : VectorProducts<Units>, Layout {
+  using Products = VectorProducts<Units>;
+  static constexpr int forward_block_keys = 256;  // a block's weights and its part of V stay in the second-level cache
+  static constexpr int backward_block_keys = 128;
+  static constexpr int backward_tile_strips = 4;
+
+  // row_tile rows and columns of a tensor become part of a panel, whose rows are the columns.
+  static void pack_panel(const typename Layout::Element* rows, std::int64_t stride, Unit* out) {
+    Layout::depth_major(rows, stride, Products::row_tile, Products::row_tile, out, Products::row_tile);
+  }
+  static float panel_element(const Unit* panel, std::int64_t depth, std::int64_t row) {
+    return depth_major_element<Layout>(panel, Products::row_tile, depth, row);
+  }
+  static HWY_INLINE Vector exp2(Vector x) { return HWY_NAMESPACE::exp2(x); }
+  static HWY_INLINE Vector exp(Vector x) { return HWY_NAMESPACE::exp(x); }
+};
+
+struct FloatKind : VectorKind<FloatUnits, FloatLayout> {
+  static constexpr const char* products = "float32";
+};
 
 inline const void* at_offset(const void* data, DType dtype, std::int64_t offset) {
   return static_cast<const std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
@@ -196,8 +219,16 @@ inline const void* at_offset(const void* data, DType dtype, std::int64_t offset)
 inline void* at_offset(void* data, DType dtype, std::int64_t offset) {
   return static_cast<std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
 }
-#if FLASH3_CPU_PAIRS
-struct PairKind : Bfloat16Pairs, PairLayout {
+
+// Units of a row of that many elements.
+template <class Kind>
+constexpr std::int64_t units_of(std::int64_t size) {
+  return round_up(divide_up(size, Kind::per_unit), Kind::depth_step);
+}
+
+#if FLASH3_CPU_PAIRS || FLASH3_CPU_TILES
+// Floats become pairs of bfloat16.
+struct PairRounding {
   // Lane by lane, two floats rounded to bfloat16 as one unit.
   static HWY_INLINE Vector pair(Vector first, Vector second) {
     const hn::Repartition<std::uint16_t, Float> sixteen;
@@ -226,6 +257,32 @@ struct PairKind : Bfloat16Pairs, PairLayout {
     const hn::Repartition<hwy::bfloat16_t, Float> halves;
     return hn::BitCast(hn::Repartition<std::uint16_t, Float>(), hn::OrderedDemote2To(halves, first, second));
   }
+};
+#endif
+#if FLASH3_CPU_PAIRS
+struct PairKind : VectorKind<Bfloat16Pairs, PairLayout>, PairRounding {
+  static constexpr const char* products = "bfloat16";
+};
+#endif
+#if FLASH3_CPU_TILES
+struct TileKind : TileProducts, PairLayout, PairRounding {
+  static constexpr const char* products = "AMX bfloat16";
+  static constexpr int forward_block_keys = 256;
+  static constexpr int backward_block_keys = 128;
+  static constexpr int backward_tile_strips = 4;
+
+  static void pack_panel(const std::uint16_t* rows, std::int64_t stride, Unit* out) {
+    static_assert(row_tile == per_unit * depth_step);
+    Unit pairs[depth_step * row_tile];
+    depth_major(rows, stride, row_tile, row_tile, pairs, row_tile);
+    transpose(pairs, row_tile, depth_step, row_tile, out, depth_step);
+  }
+  static float panel_element(const Unit* panel, std::int64_t depth, std::int64_t row) {
+    const auto* of_step = reinterpret_cast<const std::uint16_t*>(panel + depth / row_tile * Panel::step_stride);
+    return element(of_step[row * row_tile + depth % row_tile]);
+  }
+  static HWY_INLINE Vector exp2(Vector x) { return HWY_NAMESPACE::exp2(x); }
+  static HWY_INLINE Vector exp(Vector x) { return HWY_NAMESPACE::exp(x); }
 };
 #endif
 
