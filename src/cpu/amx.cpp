@@ -33,7 +33,7 @@ bool tiles_granted() {
   return granted;
 }
 
-void use_tiles(bool use) { wanted.store(use, std::memory_order_relaxed); }
+bool use_tiles(bool use) { return wanted.exchange(use, std::memory_order_relaxed); }
 
 bool tiles_in_use() { return wanted.load(std::memory_order_relaxed) && tiles_granted(); }
 

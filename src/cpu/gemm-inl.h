@@ -170,6 +170,9 @@ struct VectorProducts {
     }
   }
 
+  // The greatest of a column of scores, given what was tracked.
+  static HWY_INLINE Vector greatest(const float* /*scores*/, std::int64_t /*count*/, Vector tracked) { return tracked; }
+
   // out[lane] = sum over depth of a[depth][lane] b[depth][lane], for a strip; added up exactly as a score is, so that
   // the difference of the two is 0 where they are the same sum.
   static HWY_INLINE void dot_strip(std::int64_t depth, const Unit* HWY_RESTRICT a, const Unit* HWY_RESTRICT b,

@@ -105,18 +105,19 @@ struct TileProducts {
   }
 
   // C = A B for a tile of scores. The unit adds up short sums by itself: 16 products each, two at a time.
+  // Tracks no maxima: to read scores before the next are under way would be to wait for them.
   template <class Track = NoMaxima>
-  static void score_strip(int vectors, std::int64_t depth, const Unit* a, const Unit* b, float* c, Track track = {}) {
+  static void score_strip(int vectors, std::int64_t depth, const Unit* a, const Unit* b, float* c, Track = {}) {
     multiply_strip<Start::zero>(vectors, depth, a, RowMajor{depth}, b, strip, c, strip);
-    if constexpr (std::is_same_v<Track, Maxima>) {
-      for (int v = 0; v < vectors; ++v) {
-        Vector greatest[2] = {hn::Load(lanes_tag, track.at + v * lanes), hn::Load(lanes_tag, c + v * lanes)};
-        for (int r = 1; r < row_tile; ++r) {
-          greatest[r % 2] = hn::Max(greatest[r % 2], hn::Load(lanes_tag, c + r * strip + v * lanes));
-        }
-        hn::Store(hn::Max(greatest[0], greatest[1]), lanes_tag, track.at + v * lanes);
-      }
+  }
+  // The greatest of a column of scores, if that is still to be found.
+  static HWY_INLINE Vector greatest(const float* scores, std::int64_t count, Vector /*tracked*/) {
+    Vector found[4] = {hn::Load(lanes_tag, scores), hn::Load(lanes_tag, scores + strip),
+                       hn::Load(lanes_tag, scores + 2 * strip), hn::Load(lanes_tag, scores + 3 * strip)};
+    for (std::int64_t k = 4; k < count; k += 4) {
+      for (int i = 0; i < 4; ++i) found[i] = hn::Max(found[i], hn::Load(lanes_tag, scores + (k + i) * strip));
     }
+    return hn::Max(hn::Max(found[0], found[1]), hn::Max(found[2], found[3]));
   }
 
   // out[lane] = sum over depth of a[depth][lane] b[lane][depth], for a strip; added up exactly as a score is: it is the
