@@ -85,6 +85,7 @@ TEST(Determinism, ASequencesBitsDoNotDependOnTheBatchAroundIt) {
 
 TEST(Determinism, SixteenCallersAtOnce) {
   for (const TestedEngine& engine : engines_present()) {
+    const InUse in_use(engine);
     std::vector<Case> problems;
     std::vector<Tensors> wanted;
     for (int n = 0; n < 16; ++n) {
