@@ -30,18 +30,20 @@ class BackwardPass {
  public:
   using Element = typename Kind::Element;
   static constexpr std::int64_t per_unit = Kind::per_unit;
-  static constexpr std::int64_t block_keys = backward_block_keys;
-  static constexpr std::int64_t tile_strips = backward_tile_strips;
+  static constexpr int strip = Kind::strip;
+  static constexpr int row_tile = Kind::row_tile;
+  static constexpr std::int64_t block_keys = Kind::backward_block_keys;
+  static constexpr std::int64_t tile_strips = Kind::backward_tile_strips;
   static constexpr std::int64_t tile_rows = tile_strips * strip;
 
   BackwardPass(const core::BackwardProblem& problem, int threads)
       : problem_(problem),
         rule_(problem),
         heads_(heads_of(problem)),
-        depth_(divide_up(problem.head_dim, per_unit)),
-        value_depth_(divide_up(problem.head_dim_v, per_unit)),
-        columns_(round_up(problem.head_dim, lanes)),
-        value_columns_(round_up(problem.head_dim_v, lanes)),
+        depth_(units_of<Kind>(problem.head_dim)),
+        value_depth_(units_of<Kind>(problem.head_dim_v)),
+        columns_(round_up(problem.head_dim, Kind::column_step)),
+        value_columns_(round_up(problem.head_dim_v, Kind::column_step)),
         query_rows_(round_up(problem.head_dim, row_tile)) {
     std::int64_t tiles = 0;
     for (const Head& head : heads_) {
@@ -133,7 +135,7 @@ class BackwardPass {
     for (std::int64_t tile = queries.begin * head.group / tile_rows; tile < last_tile; ++tile) {
       const core::Range blocks = blocks_of_tile(head, tile);
       if (block < blocks.begin || block >= blocks.end) continue;
-      Part parts[tile_strips];
+      Part<Kind> parts[tile_strips];
       for (std::int64_t i = 0; i < tile_strips; ++i) parts[i] = d_scores_of(thread, head, slot, tile, i, begin, count);
 
       add_to_keys(thread, slot, tile, parts);
@@ -220,28 +222,27 @@ class BackwardPass {
         std::memcpy(keys + (k + r) * depth_, row, static_cast<std::size_t>(depth_) * sizeof(Unit));
       }
       for (std::int64_t column = 0; column < query_rows_; column += row_tile) {
-        Kind::depth_major(staging + column, columns_, row_tile, row_tile,
-                          panels + (column * block_keys + k * row_tile) / per_unit, row_tile);
+        Kind::pack_panel(staging + column, columns_, panels + (column * block_keys + k * row_tile) / per_unit);
       }
     }
     return finite;
   }
 
   // P and dS of one strip and the block, as operands of the products to come.
-  Part d_scores_of(int thread, const Head& head, std::int64_t slot, std::int64_t tile, std::int64_t index,
-                   std::int64_t begin, std::int64_t count) const {
+  Part<Kind> d_scores_of(int thread, const Head& head, std::int64_t slot, std::int64_t tile, std::int64_t index,
+                         std::int64_t begin, std::int64_t count) const {
     const std::int64_t row = tile * tile_rows + index * strip;
     if (row >= head.rows()) return {};
     const float* lse = packed_.at<float>(lse_, slot) + row;
     const float* delta = packed_.at<float>(delta_, slot) + row;
-    const Part part(make_strip(head, row / strip), begin, count, lse,
-                    packed_.at<TileInfo>(tile_info_, slot)[tile].all_live[index]);
+    const Part<Kind> part(Strip<Kind>(head, row / strip), begin, count, lse,
+                          packed_.at<TileInfo>(tile_info_, slot)[tile].all_live[index]);
     typename GradientTile<Kind>::Operands operands;
     operands.queries = packed_.at<Unit>(queries_t_, slot) + row * depth_;
     operands.d_out = packed_.at<Unit>(d_out_t_, slot) + row * value_depth_;
     operands.depth = depth_;
     operands.value_depth = value_depth_;
-    part.for_each_tile([&](std::int64_t key, const LaneMask* mask) {
+    part.for_each_tile([&](std::int64_t key, const LaneMask<Kind>* mask) {
       operands.keys = scratch_.at<Unit>(keys_, thread) + key * depth_;
       operands.values = scratch_.at<Unit>(values_, thread) + key * value_depth_;
       store_gradients(GradientTile<Kind>(rule_, part.rows, begin + key, operands), thread, part.rows.vectors, index,
@@ -252,7 +253,7 @@ class BackwardPass {
 
   HWY_INLINE void store_gradients(const GradientTile<Kind>& gradients, int thread, int vectors, std::int64_t index,
                                   std::int64_t key, const float* lse_at, const float* delta_at,
-                                  const LaneMask* mask) const {
+                                  const LaneMask<Kind>* mask) const {
     Element* weights = scratch_.at<Element>(weights_, thread) + key * tile_rows + index * strip;
     Element* d_scores = scratch_.at<Element>(d_scores_, thread) + key * tile_rows + index * strip;
     for (int v = 0; v < vectors; ++v) {
@@ -276,7 +277,7 @@ class BackwardPass {
       }
     }
     // The products to come read whole strips.
-    for (int k = 0; k < row_tile && vectors < strip_vectors; ++k) {
+    for (int k = 0; k < row_tile && vectors < Kind::strip_vectors; ++k) {
       const std::int64_t to = k * tile_rows + vectors * lanes;
       const auto bytes = static_cast<std::size_t>(strip - vectors * lanes) * sizeof(Element);
       std::memset(weights + to, 0, bytes);
@@ -285,11 +286,11 @@ class BackwardPass {
   }
 
   // dV += P^T dO and dK += dS^T Q, over the tile's rows.
-  void add_to_keys(int thread, std::int64_t slot, std::int64_t tile, const Part (&parts)[tile_strips]) const {
+  void add_to_keys(int thread, std::int64_t slot, std::int64_t tile, const Part<Kind> (&parts)[tile_strips]) const {
     const TileInfo& info = packed_.at<TileInfo>(tile_info_, slot)[tile];
     bool masked = false;
     std::int64_t first = block_keys, end = 0;
-    for (const Part& part : parts) {
+    for (const Part<Kind>& part : parts) {
       if (part.empty()) continue;
       masked |= part.masked;
       first = std::min(first, part.first);
@@ -312,9 +313,10 @@ class BackwardPass {
         }
         if (from >= to) continue;
         const auto* units = reinterpret_cast<const Unit*>(a + k * tile_rows + from * strip);
-        multiply_wide<Kind, Start::sum>(static_cast<int>(columns / lanes), (to - from) * strip / per_unit, units,
-                                        RowMajor{tile_rows / per_unit}, b + from * strip / per_unit * columns, columns,
-                                        c + k * columns, columns);
+        Kind::template multiply_wide<Start::sum>(static_cast<int>(columns / lanes), (to - from) * strip / per_unit,
+                                                 units, typename Kind::RowMajor{tile_rows / per_unit},
+                                                 b + from * strip / per_unit * columns, columns, c + k * columns,
+                                                 columns);
       }
     };
     add(masked && !info.d_out_finite, weights_, d_out_, value_columns_, d_values_);
@@ -322,10 +324,10 @@ class BackwardPass {
   }
 
   // The same where a row that is not finite may only reach the keys that it sees. Rare, so it is plain.
-  HWY_NOINLINE void add_to_keys_exactly(const Part (&parts)[tile_strips], const Element* a, const Unit* b,
+  HWY_NOINLINE void add_to_keys_exactly(const Part<Kind> (&parts)[tile_strips], const Element* a, const Unit* b,
                                         std::int64_t columns, float* c) const {
     for (std::int64_t i = 0; i < tile_strips; ++i) {
-      const Part& part = parts[i];
+      const Part<Kind>& part = parts[i];
       for (std::int64_t k = part.first; k < part.end; ++k) {
         for (std::int64_t lane = 0; lane < part.rows.rows.size(); ++lane) {
           if (part.masked && !part.mask.sees(static_cast<int>(lane), k)) continue;
@@ -339,11 +341,11 @@ class BackwardPass {
   }
 
   // dQ += dS K, over the block's keys.
-  void add_to_queries(int thread, std::int64_t slot, std::int64_t tile, const Part (&parts)[tile_strips],
+  void add_to_queries(int thread, std::int64_t slot, std::int64_t tile, const Part<Kind> (&parts)[tile_strips],
                       bool keys_finite) const {
     const Unit* panels = scratch_.at<Unit>(key_panels_, thread);
     for (std::int64_t i = 0; i < tile_strips; ++i) {
-      const Part& part = parts[i];
+      const Part<Kind>& part = parts[i];
       if (part.empty()) continue;
       float* sums = packed_.at<float>(d_queries_, slot) + (tile * tile_rows + i * strip) * query_rows_;
       const Unit* d_scores = nullptr;
@@ -362,17 +364,17 @@ class BackwardPass {
               if (!part.mask.sees(lane, k)) continue;
               sums[column * strip + lane] +=
                   depth_major_element<Kind>(d_scores, stride, k, lane) *
-                  depth_major_element<Kind>(panels + panel * block_keys / per_unit, row_tile, k, column - panel);
+                  Kind::panel_element(panels + panel * block_keys / per_unit, k, column - panel);
             }
           }
         }
         continue;
       }
       for (std::int64_t column = 0; column < query_rows_; column += row_tile) {
-        multiply_strip<Kind, Start::sum>(part.rows.vectors, (part.end - part.first) / per_unit,
-                                         panels + (column * block_keys + part.first * row_tile) / per_unit, Panel{},
-                                         d_scores + part.first / per_unit * stride, stride, sums + column * strip,
-                                         strip);
+        Kind::template multiply_strip<Start::sum>(part.rows.vectors, (part.end - part.first) / per_unit,
+                                                  panels + (column * block_keys + part.first * row_tile) / per_unit,
+                                                  typename Kind::Panel{}, d_scores + part.first / per_unit * stride,
+                                                  stride, sums + column * strip, strip);
       }
     }
   }
@@ -433,11 +435,17 @@ void run_backward(const core::BackwardProblem& problem, int threads) {
   if (problem.d_bias) bias.emplace(problem, threads);
   Pipeline pipeline(pass.work(), pass.slots());
   run_on_threads(threads, [&](int thread) {
+    [[maybe_unused]] const typename Kind::Setup setup;
     pipeline.work([&](auto... where) { pass.prepare(thread, where...); },
                   [&](auto... where) { pass.compute(thread, where...); });
   });
   pass.finish();
-  if (bias) run_on_threads(threads, [&](int thread) { bias->work(thread); });
+  if (bias) {
+    run_on_threads(threads, [&](int thread) {
+      [[maybe_unused]] const typename Kind::Setup setup;
+      bias->work(thread);
+    });
+  }
 }
 
 }  // namespace HWY_NAMESPACE

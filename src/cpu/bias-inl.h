@@ -23,13 +23,15 @@ template <class Kind>
 class BiasGradientPass {
  public:
   using Element = typename Kind::Element;
+  static constexpr int strip = Kind::strip;
+  static constexpr int row_tile = Kind::row_tile;
   static constexpr std::int64_t block_keys = 128;
 
   BiasGradientPass(const core::BackwardProblem& problem, int threads)
       : problem_(problem),
         rule_(problem),
-        depth_(divide_up(problem.head_dim, Kind::per_unit)),
-        value_depth_(divide_up(problem.head_dim_v, Kind::per_unit)),
+        depth_(units_of<Kind>(problem.head_dim)),
+        value_depth_(units_of<Kind>(problem.head_dim_v)),
         batch_(problem.d_bias.batch_stride != 0 ? problem.batch : 1),
         heads_(problem.d_bias.head_stride != 0 ? problem.heads_q : 1),
         rows_(problem.d_bias.seq_stride != 0 ? problem.max_seqlen_q : 1),
@@ -95,7 +97,7 @@ class BiasGradientPass {
 
   // One strip of one head.
   void add(int thread, const Head& head, std::int64_t index, std::int64_t begin, float* sums) const {
-    const Strip s = make_strip(head, index);
+    const Strip<Kind> s(head, index);
     if (s.tiles.end * row_tile <= begin || s.tiles.begin * row_tile >= begin + block_keys) return;
     alignas(64) float lse[strip];
     alignas(64) float delta[strip];
@@ -113,8 +115,8 @@ class BiasGradientPass {
     operands.depth = depth_;
     operands.value_depth = value_depth_;
 
-    const Part part(s, begin, std::min(block_keys, head.sequence.seqlen_kv - begin), lse, all_live);
-    part.for_each_tile([&](std::int64_t key, const LaneMask* mask) {
+    const Part<Kind> part(s, begin, std::min(block_keys, head.sequence.seqlen_kv - begin), lse, all_live);
+    part.for_each_tile([&](std::int64_t key, const LaneMask<Kind>* mask) {
       operands.keys = scratch_.at<Unit>(keys_, thread) + key * depth_;
       operands.values = scratch_.at<Unit>(values_, thread) + key * value_depth_;
       const GradientTile<Kind> gradients(rule_, s, begin + key, operands);

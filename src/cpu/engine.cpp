@@ -24,11 +24,8 @@ int threads_for_flops(double flops, std::int64_t pieces, int wished) {
   return std::max(1, static_cast<int>(std::min(worth, static_cast<double>(most))));
 }
 
-std::string describe(const core::Problem& problem, int rows, int keys) {
-  const KernelInfo info = kernel_info();
-  const bool pairs = problem.dtype == DType::bfloat16 && info.multiplies_bfloat16;
-  return fmt::format("{}, {} products, tiles of {} query rows x {} keys", info.instructions,
-                     pairs ? "bfloat16" : "float32", rows, keys);
+std::string describe(const KernelInfo& info, int rows, int keys) {
+  return fmt::format("{}, {} products, tiles of {} query rows x {} keys", info.instructions, info.products, rows, keys);
 }
 
 }  // namespace
@@ -54,7 +51,7 @@ std::optional<std::string> refusal(const core::Problem& problem) {
 }
 
 int threads_for(const core::ForwardProblem& problem, int num_threads) {
-  const std::int64_t strip = kernel_info().strip;
+  const std::int64_t strip = kernel_info(problem.dtype).strip;
   const std::int64_t rows = problem.max_seqlen_q * problem.group();
   return threads_for_flops(problem.flops(), problem.batch * problem.heads_kv * ((rows + strip - 1) / strip),
                            num_threads);
@@ -65,11 +62,13 @@ int threads_for(const core::BackwardProblem& problem, int num_threads) {
 }
 
 std::string describe(const core::ForwardProblem& problem) {
-  return describe(problem, kernel_info().strip, forward_block_keys);
+  const KernelInfo info = kernel_info(problem.dtype);
+  return describe(info, info.strip, info.forward_keys);
 }
 
 std::string describe(const core::BackwardProblem& problem) {
-  return describe(problem, backward_tile_strips * kernel_info().strip, backward_block_keys);
+  const KernelInfo info = kernel_info(problem.dtype);
+  return describe(info, info.backward_rows, info.backward_keys);
 }
 
 void forward(const core::ForwardProblem& problem, int num_threads) {

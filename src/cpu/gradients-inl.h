@@ -19,6 +19,7 @@ template <class Kind>
 class GradientRows {
  public:
   using Element = typename Kind::Element;
+  static constexpr int strip = Kind::strip;
 
   // Scratch: `rows` for a strip of rows, `out` for a strip transposed.
   GradientRows(const core::BackwardProblem& problem, const Head& head, std::int64_t first, Element* rows, Unit* out)
@@ -59,7 +60,7 @@ class GradientRows {
   // delta = rowsum(dO . O) - dLSE, given dO transposed. Overwrites the scratch.
   void load_delta(std::int64_t value_depth, const float* lse, const Unit* d_out, float* delta) const {
     load(problem_.out, problem_.head_dim_v, value_depth, value_depth * Kind::per_unit, lse, out_);
-    dot_strip<Kind>(value_depth, d_out, out_, delta);
+    Kind::dot_strip(value_depth, d_out, out_, reinterpret_cast<const Unit*>(rows_), delta);
     for (std::int64_t lane = 0; lane < strip && problem_.d_lse; ++lane) {
       if (lse[lane] == infinity) continue;
       delta[lane] -= static_cast<const float*>(problem_.d_lse.data)[head_.q_offset(problem_.d_lse, first_ + lane)];
@@ -76,11 +77,15 @@ class GradientRows {
 
 // A strip's share of a block of keys: those from `first` to `end` - 1, counted from the block's first, whole row tiles,
 // that some of its rows see. Those between full_first and full_end are seen by all.
+template <class Kind>
 struct Part {
+  static constexpr int row_tile = Kind::row_tile;
+
   Part() = default;
 
   // `lse` are the strip's; all_live says that none of them is infinite.
-  Part(const Strip& s, std::int64_t block_begin, std::int64_t block_size, const float* lse, bool all_live) : rows(s) {
+  Part(const Strip<Kind>& s, std::int64_t block_begin, std::int64_t block_size, const float* lse, bool all_live)
+      : rows(s) {
     const auto within = [&](std::int64_t tile) {
       return std::clamp<std::int64_t>(tile * row_tile - block_begin, 0, round_up(block_size, row_tile));
     };
@@ -91,7 +96,7 @@ struct Part {
     masked = full_first != first || full_end != end;
     if (!masked) return;
     mask.set(s, block_begin);
-    for (int lane = 0; lane < strip; ++lane) {
+    for (int lane = 0; lane < Kind::strip; ++lane) {
       if (lse[lane] == infinity) mask.hide(lane);
     }
   }
@@ -106,25 +111,29 @@ struct Part {
     for (std::int64_t k = full_end; k < end; k += row_tile) visit(k, &mask);
   }
 
-  Strip rows;
+  Strip<Kind> rows;
   std::int64_t first = 0, full_first = 0, full_end = 0, end = 0;
   bool masked = false;
-  LaneMask mask;
+  LaneMask<Kind> mask;
 };
 
 // Weights and gradients of row_tile keys x a strip of rows.
 template <class Kind>
 class GradientTile {
  public:
+  static constexpr int strip = Kind::strip;
+  static constexpr int row_tile = Kind::row_tile;
+
   struct Operands {
     const Unit *keys, *values;        // rows, from the tile's first key on
     const Unit *queries, *d_out;      // of the strip, transposed
     std::int64_t depth, value_depth;  // units
   };
 
-  HWY_INLINE GradientTile(const ScoreRule& rule, const Strip& s, std::int64_t key, const Operands& o) : rule_(rule) {
-    score_strip<Kind>(s.vectors, o.depth, o.keys, o.queries, products_);
-    score_strip<Kind>(s.vectors, o.value_depth, o.values, o.d_out, d_weights_);
+  HWY_INLINE GradientTile(const ScoreRule& rule, const Strip<Kind>& s, std::int64_t key, const Operands& o)
+      : rule_(rule) {
+    Kind::score_strip(s.vectors, o.depth, o.keys, o.queries, products_);
+    Kind::score_strip(s.vectors, o.value_depth, o.values, o.d_out, d_weights_);
     if (rule.problem.bias) load_bias(rule.problem, s, key, bias_);
   }
 
@@ -135,14 +144,15 @@ class GradientTile {
   };
 
   // Of key k of the tile and vector v of the strip. Where the mask hides it, everything is 0.
-  HWY_INLINE Gradient at(int k, int v, Vector lse, Vector delta, const LaneMask* mask, std::int64_t mask_key) const {
+  HWY_INLINE Gradient at(int k, int v, Vector lse, Vector delta, const LaneMask<Kind>* mask,
+                         std::int64_t mask_key) const {
     const int i = k * strip + v * lanes;
     const Score score = score_of(rule_, hn::Load(lanes_tag, products_ + i), bias_ + i);
     Vector slope = hn::Zero(lanes_tag);
     if (!rule_.plain) slope = hn::NegMulAdd(score.tanh, score.tanh, hn::Set(lanes_tag, 1.0f));
     Gradient g;
     // The score is rounded as the forward pass rounds a row's greatest for its lse, so that they cancel, however large.
-    g.weight = exp(hn::Sub(score.value, lse));
+    g.weight = Kind::exp(hn::Sub(score.value, lse));
     g.d_score = hn::Mul(g.weight, hn::Sub(hn::Load(lanes_tag, d_weights_ + i), delta));
     if (mask) {
       const auto visible = mask->vector(v, mask_key + k);

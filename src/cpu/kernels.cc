@@ -11,6 +11,7 @@
 #include <hwy/foreach_target.h>  // includes this file once for each target
 #include <hwy/highway.h>
 
+#include "cpu/amx.h"
 #include "cpu/backward-inl.h"
 #include "cpu/forward-inl.h"
 
@@ -18,21 +19,37 @@ HWY_BEFORE_NAMESPACE();
 namespace flash3::cpu {
 namespace HWY_NAMESPACE {
 
-void forward_on_target(const core::ForwardProblem& problem, int threads) {
-#if FLASH3_CPU_PAIRS
-  if (problem.dtype == DType::bfloat16) return run_forward<PairKind>(problem, threads);
+// visit(kind) for the kind of products that a problem of this dtype is computed with.
+template <class Visit>
+auto with_kind([[maybe_unused]] DType dtype, const Visit& visit) {
+#if FLASH3_CPU_TILES
+  if (dtype == DType::bfloat16 && tiles_in_use()) return visit(TileKind());
 #endif
-  run_forward<FloatKind>(problem, threads);
+#if FLASH3_CPU_PAIRS
+  if (dtype == DType::bfloat16) return visit(PairKind());
+#endif
+  return visit(FloatKind());
+}
+
+void forward_on_target(const core::ForwardProblem& problem, int threads) {
+  with_kind(problem.dtype, [&](auto kind) { run_forward<decltype(kind)>(problem, threads); });
 }
 
 void backward_on_target(const core::BackwardProblem& problem, int threads) {
-#if FLASH3_CPU_PAIRS
-  if (problem.dtype == DType::bfloat16) return run_backward<PairKind>(problem, threads);
-#endif
-  run_backward<FloatKind>(problem, threads);
+  with_kind(problem.dtype, [&](auto kind) { run_backward<decltype(kind)>(problem, threads); });
 }
 
-KernelInfo info_on_target() { return {hwy::TargetName(HWY_TARGET), lanes, FLASH3_CPU_PAIRS != 0, strip}; }
+KernelInfo info_on_target(DType dtype) {
+  return with_kind(dtype, [](auto kind) {
+    using Kind = decltype(kind);
+    return KernelInfo{hwy::TargetName(HWY_TARGET),
+                      Kind::products,
+                      Kind::strip,
+                      Kind::forward_block_keys,
+                      Kind::backward_tile_strips * Kind::strip,
+                      Kind::backward_block_keys};
+  });
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace flash3::cpu
@@ -51,7 +68,7 @@ void run_forward_kernel(const core::ForwardProblem& problem, int threads) {
 void run_backward_kernel(const core::BackwardProblem& problem, int threads) {
   HWY_DYNAMIC_DISPATCH(backward_on_target)(problem, threads);
 }
-KernelInfo kernel_info() { return HWY_DYNAMIC_DISPATCH(info_on_target)(); }
+KernelInfo kernel_info(DType dtype) { return HWY_DYNAMIC_DISPATCH(info_on_target)(dtype); }
 
 }  // namespace flash3::cpu
 #endif

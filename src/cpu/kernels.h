@@ -9,18 +9,14 @@ namespace flash3::cpu {
 void run_forward_kernel(const core::ForwardProblem& problem, int threads);
 void run_backward_kernel(const core::BackwardProblem& problem, int threads);
 
-// Keys of a block in each pass, and the strips of query rows that the backward pass takes together.
-inline constexpr int forward_block_keys = 256;  // a block's weights and its part of V stay in the second-level cache
-inline constexpr int backward_block_keys = 128;
-inline constexpr int backward_tile_strips = 4;
-
-// What the instruction set in use is, for a person, and how it multiplies.
+// How a problem of some dtype is computed by the instruction set in use.
 struct KernelInfo {
-  const char* instructions;
-  int lanes;
-  bool multiplies_bfloat16;
+  const char* instructions;  // these two are for a person
+  const char* products;
   int strip;  // query rows that are computed together
+  int forward_keys;
+  int backward_rows, backward_keys;
 };
-KernelInfo kernel_info();
+KernelInfo kernel_info(DType dtype);
 
 }  // namespace flash3::cpu

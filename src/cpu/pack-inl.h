@@ -7,11 +7,16 @@
 #define FLASH3_CPU_PACK_INL_H_
 #endif
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <numbers>
 
 #include "core/half.h"
+#include "cpu/exp-inl.h"
 #include "cpu/gemm-inl.h"
+#include "cpu/rows.h"
+#include "cpu/tiles-inl.h"
 #include "flash3/tensor.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -70,10 +75,22 @@ inline bool load_row(const void* source, DType dtype, std::int64_t size, std::in
 
 inline bool load_row(const void* source, DType, std::int64_t size, std::int64_t padded,
                      std::uint16_t* HWY_RESTRICT out) {
-  std::memcpy(out, source, static_cast<std::size_t>(size) * 2);
-  std::memset(out + size, 0, static_cast<std::size_t>(padded - size) * 2);
-  bool finite = true;
-  for (std::int64_t i = 0; i < size; ++i) finite &= (out[i] & 0x7f80) != 0x7f80;
+  constexpr std::uint16_t infinite = 0x7f80;  // and greater, up to the sign: NaN
+  const hn::Repartition<std::uint16_t, Float> halves;
+  const auto* p = static_cast<const std::uint16_t*>(source);
+  auto greatest = hn::Zero(halves);
+  std::int64_t i = 0;
+  for (; i + 2 * lanes <= size; i += 2 * lanes) {
+    const auto x = hn::LoadU(halves, p + i);
+    greatest = hn::Max(greatest, hn::And(x, hn::Set(halves, std::uint16_t{0x7fff})));
+    hn::StoreU(x, halves, out + i);
+  }
+  bool finite = hn::AllTrue(halves, hn::Lt(greatest, hn::Set(halves, infinite)));
+  for (; i < size; ++i) {
+    out[i] = p[i];
+    finite &= (p[i] & infinite) != infinite;
+  }
+  std::fill(out + i, out + padded, std::uint16_t{0});
   return finite;
 }
 
@@ -187,8 +204,45 @@ float depth_major_element(const Unit* operand, std::int64_t stride, std::int64_t
   return element(units[column * Layout::per_unit + depth % Layout::per_unit]);
 }
 
-// How each kind of unit is computed with and laid out.
-struct FloatKind : FloatUnits, FloatLayout {};
+// How each kind of unit is computed with and laid out, and how the passes take its work apart:
+//   forward_block_keys, group_keys   keys whose values are added, and that become weights, at a time; where they are
+//   the
+//                                    same, weights are made in place
+//   most_strips                      strips that go through the keys together, if there are enough to keep threads busy
+//   log2_most_weight                 how far maxima may leave the origin of the weights behind; 0: not at all
+//   weights_together                 vectors of weights that are made step by step
+//   backward_block_keys, backward_tile_strips   keys and strips of the backward pass
+
+// Panels are depth-major.
+template <class Units, class Layout>
+struct VectorKind : VectorProducts<Units>, Layout {
+  using Products = VectorProducts<Units>;
+  static constexpr int forward_block_keys = 256;  // a block's weights and its part of V stay in the second-level cache
+  static constexpr int most_strips = 1;
+  static constexpr float log2_most_weight = 0;
+  static constexpr int weights_together = static_cast<int>(Layout::per_unit);
+  static constexpr int group_keys = forward_block_keys;
+  static constexpr int backward_block_keys = 128;
+  static constexpr int backward_tile_strips = 4;
+
+  // row_tile rows and columns of a tensor become part of a panel, whose rows are the columns.
+  static void pack_panel(const typename Layout::Element* rows, std::int64_t stride, Unit* out) {
+    Layout::depth_major(rows, stride, Products::row_tile, Products::row_tile, out, Products::row_tile);
+  }
+  static float panel_element(const Unit* panel, std::int64_t depth, std::int64_t row) {
+    return depth_major_element<Layout>(panel, Products::row_tile, depth, row);
+  }
+  static HWY_INLINE Vector exp2(Vector x) { return HWY_NAMESPACE::exp2(x); }
+  template <int count>
+  static HWY_INLINE void exp2(Vector (&x)[count]) {
+    for (Vector& one : x) one = exp2(one);
+  }
+  static HWY_INLINE Vector exp(Vector x) { return HWY_NAMESPACE::exp(x); }
+};
+
+struct FloatKind : VectorKind<FloatUnits, FloatLayout> {
+  static constexpr const char* products = "float32";
+};
 
 inline const void* at_offset(const void* data, DType dtype, std::int64_t offset) {
   return static_cast<const std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
@@ -196,8 +250,16 @@ inline const void* at_offset(const void* data, DType dtype, std::int64_t offset)
 inline void* at_offset(void* data, DType dtype, std::int64_t offset) {
   return static_cast<std::byte*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
 }
-#if FLASH3_CPU_PAIRS
-struct PairKind : Bfloat16Pairs, PairLayout {
+
+// Units of a row of that many elements.
+template <class Kind>
+constexpr std::int64_t units_of(std::int64_t size) {
+  return round_up(divide_up(size, Kind::per_unit), Kind::depth_step);
+}
+
+#if FLASH3_CPU_PAIRS || FLASH3_CPU_TILES
+// Floats become pairs of bfloat16.
+struct PairRounding {
   // Lane by lane, two floats rounded to bfloat16 as one unit.
   static HWY_INLINE Vector pair(Vector first, Vector second) {
     const hn::Repartition<std::uint16_t, Float> sixteen;
@@ -225,6 +287,60 @@ struct PairKind : Bfloat16Pairs, PairLayout {
   static HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, Float>> in_order(Vector first, Vector second) {
     const hn::Repartition<hwy::bfloat16_t, Float> halves;
     return hn::BitCast(hn::Repartition<std::uint16_t, Float>(), hn::OrderedDemote2To(halves, first, second));
+  }
+  static HWY_INLINE Vector pair_of_weights(Vector first, Vector second) { return pair(first, second); }
+};
+#endif
+#if FLASH3_CPU_PAIRS
+struct PairKind : VectorKind<Bfloat16Pairs, PairLayout>, PairRounding {
+  static constexpr const char* products = "bfloat16";
+};
+#endif
+#if FLASH3_CPU_TILES
+struct TileKind : TileProducts, PairLayout, PairRounding {
+  static constexpr const char* products = "AMX bfloat16";
+  // What a strip works on stays in the first-level cache: a tile's scores, its keys, the queries. Sums are fetched and
+  // put back rarely, for many keys at a time, which they are not to be scaled between.
+  static constexpr int forward_block_keys = 512;
+  static constexpr int group_keys = row_tile;
+  static constexpr int most_strips = 8;
+  static constexpr float log2_most_weight = 8;
+  static constexpr int weights_together = 8;
+  static constexpr int backward_block_keys = 128;
+  static constexpr int backward_tile_strips = 4;
+
+  // Panels are row-major for depth_step units at a time.
+  static void pack_panel(const std::uint16_t* rows, std::int64_t stride, Unit* out) {
+    static_assert(row_tile == per_unit * depth_step);
+    Unit pairs[depth_step * row_tile];
+    depth_major(rows, stride, row_tile, row_tile, pairs, row_tile);
+    transpose(pairs, row_tile, depth_step, row_tile, out, depth_step);
+  }
+  static float panel_element(const Unit* panel, std::int64_t depth, std::int64_t row) {
+    const auto* of_step = reinterpret_cast<const std::uint16_t*>(panel + depth / row_tile * Panel::step_stride);
+    return element(of_step[row * row_tile + depth % row_tile]);
+  }
+  template <int count>
+  static HWY_INLINE void exp2(Vector (&x)[count]) {
+    short_exp2(x);
+  }
+  static HWY_INLINE Vector exp2(Vector x) {
+    Vector one[] = {x};
+    short_exp2(one);
+    return one[0];
+  }
+  // Relative error |x| 6e-8 for large |x|: weights, which are rounded to bfloat16, do not show it.
+  static HWY_INLINE Vector exp(Vector x) {
+    return exp2(hn::Mul(x, hn::Set(lanes_tag, static_cast<float>(std::numbers::log2e))));
+  }
+
+  // Two weights rounded to bfloat16 as one unit, lane by lane; ties go up. A NaN may get lost: it is in the sum too.
+  static HWY_INLINE Vector pair_of_weights(Vector first, Vector second) {
+    const hn::RebindToUnsigned<Float> units;
+    const auto half = hn::Set(units, 0x8000u);
+    const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(units, first), half));
+    const auto high = hn::Add(hn::BitCast(units, second), half);
+    return hn::BitCast(lanes_tag, hn::OrAnd(low, high, hn::Set(units, 0xffff0000u)));
   }
 };
 #endif

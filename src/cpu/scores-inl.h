@@ -23,11 +23,19 @@ namespace HWY_NAMESPACE {
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
-// A strip: up to `strip` query rows of one head, a lane each.
+// A strip: up to Kind::strip query rows of one head, a lane each.
+template <class Kind>
 struct Strip {
+  Strip() = default;
+  Strip(const Head& of, std::int64_t index)
+      : rows{index * Kind::strip, std::min((index + 1) * Kind::strip, of.rows())},
+        vectors(static_cast<int>(divide_up(rows.size(), lanes))),
+        tiles(core::key_tiles(of.sequence.band, of.queries(rows), of.sequence.seqlen_kv, Kind::row_tile)),
+        head(&of) {}
+
   core::Range rows;
   int vectors = 0;        // those that hold rows
-  core::TileRange tiles;  // of row_tile keys, that some row sees; the inner ones are seen whole by all rows
+  core::TileRange tiles;  // of Kind::row_tile keys, that some row sees; the inner ones are seen whole by all rows
   const Head* head = nullptr;
 
   // Keys that a lane's row sees. A lane past the last row sees what the last row sees; nobody looks at it.
@@ -37,22 +45,14 @@ struct Strip {
   }
 };
 
-inline Strip make_strip(const Head& head, std::int64_t index) {
-  Strip s;
-  s.head = &head;
-  s.rows = {index * strip, std::min((index + 1) * strip, head.rows())};
-  s.vectors = static_cast<int>(divide_up(s.rows.size(), lanes));
-  s.tiles = core::key_tiles(head.sequence.band, head.queries(s.rows), head.sequence.seqlen_kv, row_tile);
-  return s;
-}
-
 // Which lanes see which of the keys near some base.
+template <class Kind>
 struct LaneMask {
-  alignas(64) std::int32_t first[strip];
-  alignas(64) std::int32_t end[strip];
+  alignas(64) std::int32_t first[Kind::strip];
+  alignas(64) std::int32_t end[Kind::strip];
 
   // Good for keys base ... base + 2^20.
-  void set(const Strip& s, std::int64_t base) {
+  void set(const Strip<Kind>& s, std::int64_t base) {
     const auto relative = [&](std::int64_t key) {
       return static_cast<std::int32_t>(std::clamp<std::int64_t>(key - base, 0, std::int64_t{1} << 20));
     };
@@ -101,13 +101,14 @@ inline float bias_at(const core::Operand& bias, std::int64_t offset) {
 }
 
 // Bias of row_tile keys x the strip's rows, out[key][lane]; keys past the sequence are not read.
-inline void load_bias(const core::Problem& problem, const Strip& s, std::int64_t key, float* HWY_RESTRICT out) {
+template <class Kind>
+void load_bias(const core::Problem& problem, const Strip<Kind>& s, std::int64_t key, float* HWY_RESTRICT out) {
   const Head& head = *s.head;
-  const std::int64_t keys = std::min<std::int64_t>(row_tile, head.sequence.seqlen_kv - key);
+  const std::int64_t keys = std::min<std::int64_t>(Kind::row_tile, head.sequence.seqlen_kv - key);
   for (std::int64_t row = s.rows.begin; row < s.rows.end; ++row) {
     const std::int64_t lane = row - s.rows.begin;
     const std::int64_t offset = problem.bias_offset(head.batch, head.query_head(row), head.query(row)) + key;
-    for (std::int64_t k = 0; k < keys; ++k) out[k * strip + lane] = bias_at(problem.bias, offset + k);
+    for (std::int64_t k = 0; k < keys; ++k) out[k * Kind::strip + lane] = bias_at(problem.bias, offset + k);
   }
 }
 

@@ -52,6 +52,7 @@ TEST(BugClass, Number28DimensionsOfSizeOneMayHaveAnyStride) {
         if (!plain) continue;
         for (std::int64_t stride : {std::int64_t{0}, std::int64_t{3}, std::int64_t{-7}, std::int64_t{1} << 40}) {
           Tensors t(c);
+          const InUse in_use(engine);
           const Execution execution{engine.engine, 0};
           Stay stay(engine.memory);
           ForwardArgs f = forward_args(c, t, stay);

@@ -87,6 +87,7 @@ void expect_nothing_written(const TestedEngine& engine, const Case& c, Args (*ma
     return all;
   };
   before = images();
+  const InUse in_use(engine);
   Stay stay(engine.memory);
   Args args = make(c, t, stay);
   spoil(args);
@@ -120,6 +121,7 @@ TEST(Refusal, NegativeThreadsAreRefused) {
   const Case c = refused_case();
   for (const TestedEngine& engine : engines_present()) {
     Tensors t(c);
+    const InUse in_use(engine);
     Stay stay(engine.memory);
     EXPECT_THROW(forward(forward_args(c, t, stay), {engine.engine, -1}), InvalidArgument);
     EXPECT_THROW(backward(backward_args(c, t, stay), {engine.engine, -1}), InvalidArgument);

@@ -87,6 +87,7 @@ TEST(BugClass, Number08OffsetsBeyond32Bits) {
         b.out = out;
         b.d_query = d_query, b.d_key = d_key, b.d_value = d_value;
         if (!mapped) GTEST_SKIP() << "no address space for sparse tensors (a sanitizer, or a limit of the machine)";
+        const InUse in_use(engine);
         forward(f, {engine.engine, 2});
         backward(b, {engine.engine, 2});
         copy(out, t.out.view());
@@ -162,6 +163,7 @@ TEST(BugClass, Number10EmptyTensorsMayHaveNullData) {
   c.key = Lengths::fixed(2, 0);
   for (const TestedEngine& engine : engines_present()) {
     Tensors t(c);
+    const InUse in_use(engine);
     Stay stay(engine.memory);
     ForwardArgs f = forward_args(c, t, stay);
     f.key.data = f.value.data = nullptr;

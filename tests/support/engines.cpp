@@ -11,10 +11,11 @@ namespace flash3::test {
 const std::vector<TestedEngine>& engines_present() {
   static const std::vector<TestedEngine> engines = [] {
     // The reference is among them: its handling of strides, lengths and roundings is judged as any engine's.
-    const std::vector<TestedEngine> all{
+    std::vector<TestedEngine> all{
         {Engine::reference, nullptr, 0.25, false},
         {Engine::cpu, nullptr, 1, true},
     };
+    if (cpu::tiles_granted()) all.push_back({Engine::cpu, nullptr, 0.5, true, false});
     const char* wanted = std::getenv("FLASH3_ENGINES");
     if (wanted == nullptr) return all;
     std::vector<TestedEngine> some;
