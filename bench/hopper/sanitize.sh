@@ -16,7 +16,7 @@ for tool in memcheck racecheck synccheck; do
   for filter in "${filters[@]}"; do
     log=$(mktemp)
     status=0
-    "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name regex:forward_kernel "$tests" --filter "$filter" \
+    "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-name kns=forward_kernel "$tests" --filter "$filter" \
       --seconds 300 --repeats 1 >"$log" 2>&1 || status=$?
     summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//' | tr -d '"' || true)
     printf '%s, %s: exit %s, %s\n' "$tool" "$filter" "$status" "${summary:-no summary}"

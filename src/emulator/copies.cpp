@@ -173,7 +173,9 @@ struct BoxStore final : Store {
       if (valid == 0) return;
       auto* to = const_cast<std::byte*>(at);
       const std::byte* from = bytes.data() + number * row_bytes + skipped * map.element_bytes;
-      const auto n = static_cast<std::size_t>(valid);
+      // The hardware writes units of 16 bytes: past the last element, whatever the box holds there.
+      const int unit = 16 / map.element_bytes;
+      const auto n = static_cast<std::size_t>(std::min((valid + unit - 1) / unit * unit, map.box[0] - skipped));
       check(to, n * map.element_bytes);
       if (!add) {
         std::memcpy(to, from, n * map.element_bytes);

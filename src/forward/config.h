@@ -20,7 +20,6 @@ struct Config {
   static constexpr int k_stages = tile.k_stages;
   static constexpr int v_stages = tile.v_stages;
   static constexpr int q_stages = tile.q_stages;
-  static constexpr bool turns_apart = tile.turns_apart();
   static constexpr int threads = tile.threads();
   static constexpr int producer_registers = tile.producer_registers();
   static constexpr int consumer_registers = tile.consumer_registers();

@@ -10,13 +10,13 @@ using namespace hopper;
 
 // The tiles of a warpgroup, one after the other. In each step O += P V of one block and S = Q K^T of the next are in
 // flight together, be it of the same tile or the next tile's first, so that the tensor cores do not run dry between
-// tiles. One copy of a step is what the instruction cache likes; where turns are apart, a tile's blocks have a short
-// loop of their own. With one place for Q, the next tile's is on its way since the last scores, and comes after O has
-// left.
+// tiles. One copy of a step is what the instruction cache likes; tiles of many blocks have a short loop of their own
+// beside it. With one place for Q, the next tile's is on its way since the last scores, and comes after O has left.
 template <class C>
 FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
   Consumer<C> self;
   self.warpgroup = warpgroup_index() - 1;
+  constexpr int own_loop = C::tile.blocks_for_own_loop();
   Accumulator<C::head_dim_v> out;
   RingPosition<work_stages> work_at;
   RingPosition<C::q_stages> q_at;
@@ -26,7 +26,7 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
   begin_tile(params, shared, tile, self, q_at);
   FLASH3_NO_UNROLL
   while (true) {
-    if constexpr (C::turns_apart) {
+    if (own_loop < C::tile.never && self.block - self.last_block >= own_loop) {
       FLASH3_NO_UNROLL
       while (!self.is_last()) {
         --self.block;
@@ -34,7 +34,7 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
       }
     }
     const Rows rows = self.rows;
-    const bool ends = C::turns_apart || self.is_last();
+    const bool ends = own_loop == 0 || self.is_last();
     bool goes_on = true;
     if (ends) {
       if constexpr (C::q_stages > 1) release_by_warp(shared.q_ring, q_at);

@@ -78,8 +78,8 @@ forward_mutant(no_barrier_after_init race,barrier kernel.h
   "  sync_block();\n"
   "")
 forward_mutant(query_released_too_early race,barrier kernel.h
-  "    const bool ends = C::turns_apart || self.is_last();\n"
-  "    const bool ends = C::turns_apart || self.is_last();\n    if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);\n")
+  "    const bool ends = own_loop == 0 || self.is_last();\n"
+  "    const bool ends = own_loop == 0 || self.is_last();\n    if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);\n")
 forward_mutant_256(query_released_a_block_too_early race,deadlock mainloop.h
   "if (self.is_last()) release_by_warp(shared.q_ring, q_at);"
   "if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);")

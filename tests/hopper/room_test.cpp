@@ -357,8 +357,9 @@ TEST(Tma, FillsSkipsAndAdds) {
       for (int head = 0; head < heads; ++head) {
         for (int column = 0; column < pitch; ++column) {
           std::uint16_t wanted = seven[0], wanted_sum = seven[0];
-          if (b == 1 && column < columns && head == 0 && row >= 3) wanted = loaded(row - 3, column);
-          if (b == 1 && column < columns && head == 1) wanted = loaded(row, column);
+          // Stores come in units of 16 bytes: the 6 columns past the tensor's last are written, too.
+          if (b == 1 && head == 0 && row >= 3) wanted = loaded(row - 3, column);
+          if (b == 1 && head == 1) wanted = loaded(row, column);
           if (b == 0 && column < columns && head == 0 && row < 16) {
             wanted_sum = rounded<bfloat16>(7 + widened<bfloat16>(in[index(0, 15 - row, 0, column)]));
           }
