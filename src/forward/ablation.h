@@ -163,7 +163,8 @@ FLASH3_DEVICE void consume_unspecialised(const Params& params, Shared<C>& shared
   for (unsigned count = 0;; ++count) {
     Tile tile = shared.tile(position_of<work_stages>(count));
     if (warp_index() == 0) {
-      const bool named = name_tile(params, shared, index, tile);
+      bool mine;
+      const bool named = name_tile(params, shared, index, tile, mine);
       if (lane_index() == 0 && !named) tile.set(tile_valid, 0);
       if (lane_index() == 0 && named) index = take_index(params);
       index = shuffle(index, 0);

@@ -61,7 +61,7 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
 }
 
 void set_scale(const core::ForwardProblem& problem, Params& params) {
-  constexpr double growth = 8;  // in exponents of 2
+  constexpr double growth = 4;  // in exponents of 2
   const double exponent = problem.softmax_scale * std::numbers::log2e;
   if (problem.softcap > 0) {
     params.transform = Transform::softcap;

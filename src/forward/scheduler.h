@@ -134,44 +134,41 @@ FLASH3_DEVICE void place_tile(const Params& params, const Place& place, int posi
   tile.set(tile_seqlen_kv, seqlen_kv);
 }
 
-// Which blocks of keys a tile that has its place visits: all of it in one lane, each warpgroup's share in the lanes
-// before.
+// Which blocks of keys a tile that has its place visits, and each of its warpgroups.
 template <class C>
 FLASH3_DEVICE void choose_blocks(const Params& params, Tile tile) {
-  const int lane = lane_index();
-  const bool whole = lane == C::warpgroups;
-  if (lane > C::warpgroups) return;
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
   const int share_rows = 64 >> params.group_shift, position = tile[tile_position];
   const Band band = band_of(params, seqlen_q, seqlen_kv);
-  const core::BasicTileRange<int> all =
+  const core::BasicTileRange<int> blocks =
       core::key_tiles(band, rows_from(position, C::warpgroups * share_rows, seqlen_q), seqlen_kv, C::block_kv);
   // A tile that sees no key visits one block, masked from end to end: output 0 needs no path of its own.
-  const bool none = all.begin >= all.end;
-  const int last = none ? 1 : all.end;
-  if (whole) {
-    const Range seen = core::keys_seen_by_any(band, {0, seqlen_q}, seqlen_kv);
-    tile.set(tile_block_begin, none ? 0 : all.begin);
-    tile.set(tile_block_end, last);
-    tile.set(tile_visible_begin, seen.begin);
-    tile.set(tile_visible_end, seen.end);
-    return;
+  const bool none = blocks.begin >= blocks.end;
+  const int last = none ? 1 : blocks.end;
+  tile.set(tile_block_begin, none ? 0 : blocks.begin);
+  tile.set(tile_block_end, last);
+  FLASH3_NO_UNROLL
+  for (int w = 0; w < C::warpgroups; ++w) {
+    const core::BasicTileRange<int> share =
+        core::key_tiles(band, rows_from(position + w * share_rows, share_rows, seqlen_q), seqlen_kv, C::block_kv);
+    // If no row there sees a key: one masked block, any of the tile's.
+    const bool idle = share.begin >= share.end;
+    const int at = tile_shares + w * share_fields;
+    tile.set(at + share_block_begin, idle ? last - 1 : share.begin);
+    tile.set(at + share_full_begin, idle ? last : share.full_begin);
+    tile.set(at + share_full_end, idle ? last : share.full_end);
+    tile.set(at + share_block_end, idle ? last : share.end);
   }
-  const core::BasicTileRange<int> share =
-      core::key_tiles(band, rows_from(position + lane * share_rows, share_rows, seqlen_q), seqlen_kv, C::block_kv);
-  // If no row there sees a key: one masked block, any of the tile's.
-  const bool idle = share.begin >= share.end;
-  const int at = tile_shares + lane * share_fields;
-  tile.set(at + share_block_begin, idle ? last - 1 : share.begin);
-  tile.set(at + share_full_begin, idle ? last : share.full_begin);
-  tile.set(at + share_full_end, idle ? last : share.full_end);
-  tile.set(at + share_block_end, idle ? last : share.end);
+  const Range seen = core::keys_seen_by_any(band, {0, seqlen_q}, seqlen_kv);
+  tile.set(tile_visible_begin, seen.begin);
+  tile.set(tile_visible_end, seen.end);
 }
 
-// Names tile `index` of the launch; false if there is none. Every lane of the warp calls it.
+// Names tile `index` of the launch; false if there is none. Every lane of the warp calls it; one of them, to which it
+// says so, has written all.
 template <class C>
-FLASH3_DEVICE bool name_tile(const Params& params, Shared<C>& shared, int index, Tile tile) {
-  bool mine = lane_index() == 0;
+FLASH3_DEVICE bool name_tile(const Params& params, Shared<C>& shared, int index, Tile tile, bool& mine) {
+  mine = lane_index() == 0;
   int row_blocks = params.row_blocks, batch = 0;
   if (params.unequal_lengths) {
     mine = find_tile(params, shared.walk, C::block_q >> params.group_shift, index, row_blocks, batch);
@@ -183,10 +180,9 @@ FLASH3_DEVICE bool name_tile(const Params& params, Shared<C>& shared, int index,
     Place place = place_of(index, row_blocks, params.heads, params.heads_together, params.longest_first);
     place.batch += batch;
     place_tile(params, place, C::block_q >> params.group_shift, tile);
+    choose_blocks<C>(params, tile);
   }
-  sync_warp();
-  choose_blocks<C>(params, tile);
-  sync_warp();
+  sync_warp();  // before the walk is read again
   return true;
 }
 
@@ -211,9 +207,10 @@ FLASH3_DEVICE void schedule(const Params& params, Shared<C>& shared) {
   for (;; ++count) {
     const RingPosition<work_stages> at = position_of<work_stages>(count);
     wait_empty(shared.work_ring, at);
-    if (!name_tile(params, shared, index, shared.tile(at))) break;
+    bool mine;
+    if (!name_tile(params, shared, index, shared.tile(at), mine)) break;
+    if (mine) mbarrier_arrive(shared.work_ring.full[at.stage]);
     if (lane_index() == 0) {
-      mbarrier_arrive(shared.work_ring.full[at.stage]);
       mbarrier_wait_parity(shared.next_wanted, count % 2);
       index = take_index(params);
     }

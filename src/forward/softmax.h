@@ -16,8 +16,9 @@ inline constexpr float ln_2 = 0.6931471805599453f;
 //
 // The reference need not be the row's maximum, only near it: float32 and bfloat16 keep their precision at any scale,
 // and what is divided by in the end carries the same factor. It moves when a maximum exceeds it by more than `growth`
-// (2^8 in the probabilities; float16 holds 2^16), which after a row's first block is rare, and exact whenever it
-// happens. Whether a row's reference moves depends on that row alone, so that its bits do not depend on its neighbours.
+// (2^4 in the probabilities: more would cost accuracy where one key dominates, whose probability is then rounded
+// instead of being 1), which after a row's first block is rare, and exact whenever it happens. Whether a row's
+// reference moves depends on that row alone, so that its bits do not depend on its neighbours.
 struct Rows {
   float reference[2] = {0, 0};              // in exponents; 0 while no key has been seen
   float limit[2] = {-infinity, -infinity};  // the score above which it moves
