@@ -205,9 +205,8 @@ float depth_major_element(const Unit* operand, std::int64_t stride, std::int64_t
 }
 
 // How each kind of unit is computed with and laid out, and how the passes take its work apart:
-//   forward_block_keys, group_keys   keys whose values are added, and that become weights, at a time; where they are
-//   the
-//                                    same, weights are made in place
+//   forward_block_keys               keys whose values are added at a time
+//   group_keys                       keys that become weights at a time; as many: weights are made in place
 //   most_strips                      strips that go through the keys together, if there are enough to keep threads busy
 //   log2_most_weight                 how far maxima may leave the origin of the weights behind; 0: not at all
 //   weights_together                 vectors of weights that are made step by step

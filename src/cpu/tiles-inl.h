@@ -95,8 +95,8 @@ struct TileProducts {
     if constexpr (start == Start::scaled_sum) scale(vectors, c, c_stride, factors);
     const Block block{depth / depth_step, layout.row_stride, Layout::step_stride, b_stride, c_stride};
     int v = 0;
-    for (; v + 2 <= vectors; v += 2) two_by_two<start == Start::zero>(block, a, b + v * lanes, c + v * lanes);
-    if (v < vectors) two_by_one<start == Start::zero>(block, a, b + v * lanes, c + v * lanes);
+    for (; v + 2 <= vectors; v += 2) multiply_tiles<start == Start::zero, true>(block, a, b + v * lanes, c + v * lanes);
+    if (v < vectors) multiply_tiles<start == Start::zero, false>(block, a, b + v * lanes, c + v * lanes);
   }
   template <Start start, class Layout>
   static void multiply_wide(int vectors, std::int64_t depth, const Unit* a, Layout layout, const Unit* b,
@@ -151,64 +151,41 @@ struct TileProducts {
 
   // The compiler may not know that a tile load reads memory: the fences tell it.
 
-  template <bool zero>
-  static FLASH3_CPU_TILE_FUNCTION void two_by_two(const Block block, const Unit* a, const Unit* b, float* c) {
+  // Two tiles below each other, and with `wide` the two right of them.
+  template <bool zero, bool wide>
+  static FLASH3_CPU_TILE_FUNCTION void multiply_tiles(const Block block, const Unit* a, const Unit* b, float* c) {
     std::atomic_signal_fence(std::memory_order_seq_cst);
     const std::int64_t a_row = block.a_row * 4, b_row = block.b_row * 4, c_row = block.c_row * 4;
     float* c_low = c + 16 * block.c_row;
     if constexpr (zero) {
       _tile_zero(0);
-      _tile_zero(1);
+      if constexpr (wide) _tile_zero(1);
       _tile_zero(2);
-      _tile_zero(3);
+      if constexpr (wide) _tile_zero(3);
     } else {
       _tile_loadd(0, c, c_row);
-      _tile_loadd(1, c + 16, c_row);
+      if constexpr (wide) _tile_loadd(1, c + 16, c_row);
       _tile_loadd(2, c_low, c_row);
-      _tile_loadd(3, c_low + 16, c_row);
+      if constexpr (wide) _tile_loadd(3, c_low + 16, c_row);
     }
     for (std::int64_t step = 0; step < block.steps; ++step) {
       _tile_loadd(4, a, a_row);
       _tile_loadd(6, b, b_row);
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, b + 16, b_row);
-      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (wide) {
+        _tile_loadd(7, b + 16, b_row);
+        _tile_dpbf16ps(1, 4, 7);
+      }
       _tile_loadd(5, a + 16 * block.a_row, a_row);
       _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      if constexpr (wide) _tile_dpbf16ps(3, 5, 7);
       a += block.a_step;
       b += 16 * block.b_row;
     }
     _tile_stored(0, c, c_row);
-    _tile_stored(1, c + 16, c_row);
+    if constexpr (wide) _tile_stored(1, c + 16, c_row);
     _tile_stored(2, c_low, c_row);
-    _tile_stored(3, c_low + 16, c_row);
-    std::atomic_signal_fence(std::memory_order_seq_cst);
-  }
-
-  template <bool zero>
-  static FLASH3_CPU_TILE_FUNCTION void two_by_one(const Block block, const Unit* a, const Unit* b, float* c) {
-    std::atomic_signal_fence(std::memory_order_seq_cst);
-    const std::int64_t a_row = block.a_row * 4, b_row = block.b_row * 4, c_row = block.c_row * 4;
-    float* c_low = c + 16 * block.c_row;
-    if constexpr (zero) {
-      _tile_zero(0);
-      _tile_zero(2);
-    } else {
-      _tile_loadd(0, c, c_row);
-      _tile_loadd(2, c_low, c_row);
-    }
-    for (std::int64_t step = 0; step < block.steps; ++step) {
-      _tile_loadd(4, a, a_row);
-      _tile_loadd(6, b, b_row);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + 16 * block.a_row, a_row);
-      _tile_dpbf16ps(2, 5, 6);
-      a += block.a_step;
-      b += 16 * block.b_row;
-    }
-    _tile_stored(0, c, c_row);
-    _tile_stored(2, c_low, c_row);
+    if constexpr (wide) _tile_stored(3, c_low + 16, c_row);
     std::atomic_signal_fence(std::memory_order_seq_cst);
   }
 };

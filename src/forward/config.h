@@ -42,11 +42,11 @@ enum TileField : int {
   tile_block_end,  // visited from the last to the first
   tile_visible_begin,
   tile_visible_end,  // keys that some query of the sequence sees
-  tile_out,
-  tile_out_high,  // elements from O's start to the tile's first row, and
-  tile_lse,
-  tile_lse_high,  // from lse's
-  tile_shares,    // from here on, for each warpgroup, its share:
+  tile_out,          // 64 bits: elements from O's start to the tile's first row
+  tile_out_high,
+  tile_lse,  // likewise from lse's
+  tile_lse_high,
+  tile_shares,  // from here on, for each warpgroup, its share:
 };
 
 // Of a tile's blocks, those that one of a warpgroup's 64 rows sees; and of those the ones that need no mask, because

@@ -32,11 +32,6 @@ FLASH3_DEVICE Words4 load_global_16(const void* source, Where = Where::current()
   return d;
 }
 
-// st.global.v2.b32 [target], {s0, s1};  8 bytes, aligned.
-FLASH3_DEVICE void store_global_8(void* target, Words2 s, Where = Where::current()) {
-  asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(target), "r"(s.word[0]), "r"(s.word[1]) : "memory");
-}
-
 // st.global.v4.b32 [target], {s0, s1, s2, s3};  16 bytes, aligned.
 FLASH3_DEVICE void store_global_16(void* target, Words4 s, Where = Where::current()) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"

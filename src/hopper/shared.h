@@ -32,9 +32,6 @@ struct alignas(16) SharedArray {
 };
 
 // Raw access at a shared address, 4 or 16 bytes wide: for tiles whose place a kernel computes itself.
-struct alignas(8) Words2 {
-  unsigned word[2];
-};
 struct alignas(16) Words4 {
   unsigned int word[4];
 };

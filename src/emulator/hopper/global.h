@@ -28,11 +28,6 @@ inline Words4 load_global_16(const void* source, Where where = Where::current())
   std::memcpy(&d, source, 16);
   return d;
 }
-inline void store_global_8(void* target, Words2 s, Where where = Where::current()) {
-  emulator::check_global_access(target, 8, true, where);
-  std::memcpy(target, &s, 8);
-  emulator::global_written();
-}
 inline void store_global_16(void* target, Words4 s, Where where = Where::current()) {
   emulator::check_global_access(target, 16, true, where);
   std::memcpy(target, &s, 16);

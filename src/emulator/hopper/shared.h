@@ -39,9 +39,6 @@ struct alignas(16) SharedArray {
   }
 };
 
-struct alignas(8) Words2 {
-  unsigned word[2];
-};
 struct alignas(16) Words4 {
   unsigned int word[4];
 };
