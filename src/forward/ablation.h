@@ -88,15 +88,21 @@ FLASH3_DEVICE void skip_steps(const Params& params, Shared<C>& shared, const Til
   }
 }
 
+template <class C>
+FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, Consumer<C>& self,
+                                Accumulator<C::block_kv>& scores, BlockSums& block) {
+  if (self.settled && !self.is_masked()) return softmax_by_sum(params, self, scores, block);
+  return softmax_by_maximum<C>(params, tile, self, scores, block);
+}
+
 // One tile from Q to global memory.
 template <class C>
 FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
                                 Bringer<C>& bringer, const RingPosition<C::q_stages>& q_at) {
   Accumulator<C::head_dim_v> out;
   Accumulator<C::block_kv> scores;
-  float factor[2];
+  BlockSums block;
   self.take(tile);
-  self.accumulate = false;
 
   skip_steps(params, shared, tile, self, bringer, blocks_before(tile, self.warpgroup));
   step_together<C>();
@@ -104,7 +110,7 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
   issue_scores(shared, self, q_at.stage, scores);
   wgmma_wait_group<0>(scores);
   key_done(params, shared, tile, self, bringer);
-  softmax_step<C>(params, tile, self, scores, factor);
+  softmax_by_maximum<C>(params, tile, self, scores, block);
   repack(scores, self.probabilities);
   FLASH3_NO_UNROLL
   while (--self.block >= self.last_block) {
@@ -115,7 +121,7 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
       issue_output(shared, self, out);
       wgmma_wait_group<1>(scores);
       key_done(params, shared, tile, self, bringer);
-      moved = softmax_step<C>(params, tile, self, scores, factor);
+      moved = softmax_step<C>(params, tile, self, scores, block);
       wgmma_wait_group<0>(out, self.probabilities);
       value_done(params, shared, tile, self, bringer);
     } else {
@@ -126,9 +132,9 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
       issue_scores(shared, self, q_at.stage, scores);
       wgmma_wait_group<0>(scores);
       key_done(params, shared, tile, self, bringer);
-      moved = softmax_step<C>(params, tile, self, scores, factor);
+      moved = softmax_step<C>(params, tile, self, scores, block);
     }
-    if (moved) scale_rows(out, factor);
+    if (moved) scale_rows(out, block.factor);
     repack(scores, self.probabilities);
   }
   issue_output(shared, self, out);
@@ -187,8 +193,9 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   } else if (warpgroup_index() == 0) {
     setmaxnreg_dec<C::producer_registers>();
     if (warp_index() == 0) schedule<C>(params, shared);
-    if (thread_index() == 32) produce_query_key<C>(params, shared);
-    if (thread_index() == 64) produce_value<C>(params, shared);
+    if (thread_index() == 32) produce_query<C>(params, shared);
+    if (thread_index() == 64) produce_key<C>(params, shared);
+    if (thread_index() == 96) produce_value<C>(params, shared);
   } else {
     setmaxnreg_inc<C::consumer_registers>();
     consume_specialised<C>(params, shared);

@@ -7,36 +7,21 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 using namespace hopper;
 
-// Closes the sums, and writes the log-sum-exp if asked for.
+// Closes the sums, and writes the log-sum-exp if asked for. Rows that are to be computed anew get a factor all the
+// same.
 template <class C>
-FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgroup, const Rows& open,
-                              ClosedRows& closed) {
-  const int rows = tile[tile_seqlen_q] - tile[tile_position];
+FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgroup, const Rows& rows,
+                              float (&factor)[2], bool (&bad)[2]) {
+  const int existing = tile[tile_seqlen_q] - tile[tile_position];
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int row = warpgroup * 64 + row_of(half, opaque(thread_index()) % 128);
-    float total = row_sum(open.sum[half]);
-    float reference = open.reference[half];
-    closed.reference[half] = reference;
-    float numerator = 1;
-    // A row that sees no key has total 0: output 0, log-sum-exp -inf, and the sink does not join.
-    if (params.sinks != nullptr && total != 0) {
-      const float sink =
-          load_global_constant(params.sinks + (tile[tile_head] << params.group_shift) + head_in_group(params, row)) *
-          log2_e;
-      if (sink > reference) {
-        numerator = exp2_approx(reference - sink);
-        total = total * numerator + 1;
-        reference = sink;
-      } else {
-        total += exp2_approx(sink - reference);
-      }
-    }
-    closed.factor[half] = total == 0 ? 0 : numerator * rcp_approx(total);
-    if (params.lse != nullptr && opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < rows) {
-      float* lse = params.lse + tile.wide(tile_lse) + position_in_tile(params, row) +
-                   head_in_group(params, row) * params.lse_head_stride;
-      store_global(lse, (reference + log2_approx(total)) * ln_2);
+    const float total = row_sum(rows.sum[half]);
+    const ClosedRow closed = close_row(params, tile, row, rows.reference[half], total);
+    factor[half] = closed.factor;
+    bad[half] = has_overflowed(rows.reference[half], total);
+    if (params.lse != nullptr && opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < existing) {
+      store_global(lse_of_row(params, tile, row), closed.lse * ln_2);
     }
   }
 }
@@ -87,13 +72,13 @@ FLASH3_DEVICE void store_out(const Params& params, Shared<C>& shared, const Tile
 template <class C>
 FLASH3_DEVICE void finish_tile(const Params& params, Shared<C>& shared, const Tile& tile, int warpgroup,
                                const Rows& rows, Accumulator<C::head_dim_v>& out) {
-  ClosedRows closed;
-  close_rows<C>(params, tile, warpgroup, rows, closed);
-  scale_rows(out, closed.factor);
+  float factor[2];
   bool bad[2];
-  find_bad_rows<C>(tile, warpgroup, out, closed, bad);
+  close_rows<C>(params, tile, warpgroup, rows, factor, bad);
+  scale_rows(out, factor);
+  find_poisoned_rows<C>(tile, warpgroup, out, factor, bad);
   store_out<C>(params, shared, tile, warpgroup, out);
-  repair_rows<C>(params, tile, warpgroup, closed, bad);
+  repair_rows<C>(params, tile, warpgroup, bad);
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

@@ -61,7 +61,6 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
 }
 
 void set_scale(const core::ForwardProblem& problem, Params& params) {
-  constexpr double growth = 4;  // in exponents of 2
   const double exponent = problem.softmax_scale * std::numbers::log2e;
   if (problem.softcap > 0) {
     params.transform = Transform::softcap;
@@ -72,11 +71,7 @@ void set_scale(const core::ForwardProblem& problem, Params& params) {
     params.transform_factor = static_cast<float>(exponent);
   } else {
     params.exponent_scale = static_cast<float>(exponent);
-    params.growth = static_cast<float>(growth / exponent);
-    return;
   }
-  params.exponent_scale = 1;
-  params.growth = growth;
 }
 
 }  // namespace

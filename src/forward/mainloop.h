@@ -35,6 +35,7 @@ struct Consumer {
   int full_begin, full_end;                                 // its blocks that need no mask
   Operand<typename C::Element, C::block_kv> probabilities;  // of the block before, not yet multiplied by V
   Rows rows;
+  bool settled = false;     // every row's reference is a maximum over a block that needed no mask
   bool accumulate = false;  // whether O holds an earlier block's product
 
   // Before a tile's first block.
@@ -44,6 +45,7 @@ struct Consumer {
     full_begin = tile.share(warpgroup, share_full_begin);
     full_end = tile.share(warpgroup, share_full_end);
     rows = Rows{};
+    settled = accumulate = false;
   }
   FLASH3_DEVICE bool is_last() const { return block == last_block; }
   FLASH3_DEVICE bool is_masked() const { return block < full_begin || block >= full_end; }
@@ -92,16 +94,34 @@ FLASH3_DEVICE Visible visible_keys(const Params& params, const Tile& tile, int w
   return visible;
 }
 
-// From raw scores to probabilities, up to rounding. Returns whether the output must be multiplied by `factor`.
+// From raw scores to probabilities, up to rounding, by the rows' maxima: for blocks with a mask, and until every row
+// has a reference. Returns whether the output must be multiplied by block.factor.
 template <class C>
-FLASH3_DEVICE bool softmax_step(const Params& params, const Tile& tile, Consumer<C>& self,
-                                Accumulator<C::block_kv>& scores, float (&factor)[2]) {
+FLASH3_DEVICE bool softmax_by_maximum(const Params& params, const Tile& tile, Consumer<C>& self,
+                                      Accumulator<C::block_kv>& scores, BlockSums& block) {
   if (params.transform != Transform::none) transform_scores(params, scores);
   if (self.is_masked()) {
     mask_scores(scores, visible_keys(params, tile, self.warpgroup), self.block * C::block_kv);
+  } else {
+    self.settled = C::tile.judges_by_sums();
   }
-  const bool moved = move_references(params, scores, self.rows, factor);
-  exponentiate(params, scores, self.rows);
+  const bool moved = move_references(params, scores, C::tile.judges_by_sums() ? 0 : growth, self.rows, block);
+  exponentiate(params, scores, self.rows, block);
+  self.rows.sum[0] += block.sum[0];
+  self.rows.sum[1] += block.sum[1];
+  return moved;
+}
+
+// The same by the sums of the probabilities, once the rows have settled: no maximum is looked for.
+template <class C>
+FLASH3_DEVICE bool softmax_by_sum(const Params& params, Consumer<C>& self, Accumulator<C::block_kv>& scores,
+                                  BlockSums& block) {
+  if (params.transform != Transform::none) transform_scores(params, scores);
+  exponentiate(params, scores, self.rows, block);
+  const bool moved = vote_any(!(block.sum[0] <= most_sum && block.sum[1] <= most_sum));
+  if (moved) lower_probabilities(scores, self.rows, block);
+  self.rows.sum[0] += block.sum[0];
+  self.rows.sum[1] += block.sum[1];
   return moved;
 }
 
@@ -133,26 +153,23 @@ FLASH3_DEVICE void issue_output(Shared<C>& shared, Consumer<C>& self, Accumulato
   self.accumulate = true;
 }
 
-// After the scores of block self.block: its stage of K is free, and with the last block's, Q. Where the next tile's Q
-// has another place, that can wait till the tile's end.
+// After the scores of block self.block: its stage of K is free, and with the last block's, Q.
 template <class C>
 FLASH3_DEVICE void release_operands(Shared<C>& shared, Consumer<C>& self, const RingPosition<C::q_stages>& q_at) {
   release_and_advance(shared.k_ring, self.k_at);
   self.k_full = test_full(shared.k_ring, self.k_at);
-  if constexpr (C::q_stages == 1) {
-    if (self.is_last()) release_by_warp(shared.q_ring, q_at);
-  }
+  if (self.is_last()) release_by_warp(shared.q_ring, q_at);
 }
 
-// A tile's first block, its scores in flight as the youngest group: to its P.
+// A tile's first block, its scores in flight: to its P.
 template <class C>
 FLASH3_DEVICE void take_first_step(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
                                    const RingPosition<C::q_stages>& q_at, Accumulator<C::block_kv>& scores) {
-  float factor[2];
+  BlockSums block;
   wgmma_wait_group<0>(scores);
   release_operands(shared, self, q_at);
   self.v_full = test_full(shared.v_ring, self.v_at);
-  softmax_step<C>(params, tile, self, scores, factor);
+  softmax_by_maximum<C>(params, tile, self, scores, block);
   repack(scores, self.probabilities);
 }
 
@@ -162,11 +179,55 @@ FLASH3_DEVICE void begin_tile(const Params& params, Shared<C>& shared, const Til
                               const RingPosition<C::q_stages>& q_at) {
   Accumulator<C::block_kv> scores;
   self.take(tile);
-  self.accumulate = false;
   skip_blocks(shared, self, blocks_before(tile, self.warpgroup));
   wait_full(shared.q_ring, q_at);
   issue_scores(shared, self, q_at.stage, scores);
   take_first_step(params, shared, tile, self, q_at, scores);
+}
+
+// From the P of one block to that of the next: O += P V and S = Q K^T in flight together, and the exponentials of the
+// latter beside the former.
+template <class C, bool by_sum>
+FLASH3_DEVICE void take_step(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                             const RingPosition<C::q_stages>& q_at, Accumulator<C::head_dim_v>& out) {
+  Accumulator<C::block_kv> scores;
+  BlockSums block;
+  issue_scores(shared, self, q_at.stage, scores);
+  issue_output(shared, self, out);
+  wgmma_wait_group<1>(scores);
+  release_operands(shared, self, q_at);
+  self.v_full = test_full(shared.v_ring, self.v_at.next());
+  bool moved;
+  if constexpr (by_sum) {
+    moved = softmax_by_sum(params, self, scores, block);
+  } else {
+    moved = softmax_by_maximum<C>(params, tile, self, scores, block);
+  }
+  wgmma_wait_group<0>(out, self.probabilities);
+  release_and_advance(shared.v_ring, self.v_at);
+  if (moved) scale_rows(out, block.factor);
+  repack(scores, self.probabilities);
+}
+
+// All blocks of a tile after its first. Those that need neither a mask nor a maximum have a loop of their own.
+template <class C>
+FLASH3_DEVICE void take_steps(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                              const RingPosition<C::q_stages>& q_at, Accumulator<C::head_dim_v>& out) {
+  const int plain_begin = self.full_begin > self.last_block ? self.full_begin : self.last_block;
+  FLASH3_NO_UNROLL
+  while (!self.is_last()) {
+    --self.block;
+    if (C::tile.judges_by_sums() && self.settled && !self.is_masked()) {
+      FLASH3_NO_UNROLL
+      while (true) {
+        take_step<C, true>(params, shared, tile, self, q_at, out);
+        if (self.block == plain_begin) break;
+        --self.block;
+      }
+    } else {
+      take_step<C, false>(params, shared, tile, self, q_at, out);
+    }
+  }
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

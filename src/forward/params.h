@@ -55,7 +55,6 @@ struct Params {
 
   Transform transform = Transform::none;
   float exponent_scale = 1;    // exponents are base 2: exponent = transformed score x exponent_scale, positive
-  float growth = 0;            // a row's reference moves when its maximum exceeds it by more; in transformed scores
   float transform_factor = 1;  // scale: the factor; softcap: softmax_scale / softcap x 2 log2(e)
   float softcap_factor = 0;    // softcap x log2(e)
 

@@ -1,4 +1,5 @@
-// The producers: two threads that have TMA bring Q, K and V, as far ahead as the rings allow.
+// The producers: three threads that have TMA bring Q, K and V, as far ahead as the rings allow. Each waits for stages
+// of its own: keys of the next tile come while its queries' place is still taken.
 #pragma once
 
 #include "forward/scheduler.h"
@@ -75,15 +76,26 @@ FLASH3_DEVICE void load_query(const Params& params, Shared<C>& shared, RingPosit
 }
 
 template <class C>
-FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
+FLASH3_DEVICE void produce_query(const Params& params, Shared<C>& shared) {
   RingPosition<C::q_stages> q_at;
-  RingPosition<C::k_stages> k_at;
   for (unsigned count = 0;; ++count) {
     const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
     load_query<C>(params, shared, q_at, tile);
+    release(shared.work_ring, work_at);
+  }
+}
+
+template <class C>
+FLASH3_DEVICE void produce_key(const Params& params, Shared<C>& shared) {
+  RingPosition<C::k_stages> k_at;
+  for (unsigned count = 0;; ++count) {
+    const RingPosition<work_stages> work_at = position_of<work_stages>(count);
+    wait_full(shared.work_ring, work_at);
+    const Tile tile = shared.tile(work_at);
+    if (!tile[tile_valid]) return;
     const int head = tile[tile_kv_head];
     const int begin = tile[tile_block_begin], end = tile[tile_block_end];
     // With this many blocks still to come the scheduler has about twice a ring's length for its work.
@@ -97,7 +109,6 @@ FLASH3_DEVICE void produce_query_key(const Params& params, Shared<C>& shared) {
   }
 }
 
-// V has a thread of its own, in another warp: it is needed a step later than K, and waits for other stages.
 template <class C>
 FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
   RingPosition<C::v_stages> v_at;

@@ -1,8 +1,10 @@
-// The rare rows that a NaN or inf in V reached although they do not see it: computed anew, one at a time.
+// The rare rows that the main loop could not do: computed anew, one at a time. Two things bring them here.
 //
 // A masked block multiplies every V row in it, with probability 0 where a query does not see the key; 0 x NaN and 0 x
 // inf are NaN. V rows that no query of the sequence sees never get here (producer.h). For the others, which some rows
 // of the tile see and some do not, the main loop pays nothing: a NaN in the sum cannot get lost, so it shows in O.
+//
+// A score may exceed a reference that nobody compares it with (softmax_by_sum) by more than float32 can hold.
 #pragma once
 
 #include "forward/mainloop.h"
@@ -26,9 +28,33 @@ FLASH3_DEVICE float load_element(const Address<const void*>& tensor, int batch, 
   return unpack_low<T>(load_global_constant(source));
 }
 
-// One warp computes one row; `reference` and `factor` are known from the main loop, in which scores were masked.
+FLASH3_DEVICE float* lse_of_row(const Params& params, const Tile& tile, int row) {
+  return params.lse + tile.wide(tile_lse) + position_in_tile(params, row) +
+         head_in_group(params, row) * params.lse_head_stride;
+}
+
+// `total`: of the row's probabilities. A row that sees no key has total 0: output 0, log-sum-exp -inf, and the sink
+// does not join.
+FLASH3_DEVICE ClosedRow close_row(const Params& params, const Tile& tile, int row, float reference, float total) {
+  float numerator = 1;
+  if (params.sinks != nullptr && total != 0) {
+    const float sink =
+        load_global_constant(params.sinks + (tile[tile_head] << params.group_shift) + head_in_group(params, row)) *
+        log2_e;
+    if (sink > reference) {
+      numerator = exp2_approx(reference - sink);
+      total = total * numerator + 1;
+      reference = sink;
+    } else {
+      total += exp2_approx(sink - reference);
+    }
+  }
+  return {total == 0 ? 0 : numerator * rcp_approx(total), reference + log2_approx(total)};
+}
+
+// One warp computes one row, output and log-sum-exp, one key after the other, from global memory.
 template <class C>
-FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, float reference, float factor) {
+FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row) {
   using T = typename C::Element;
   constexpr int columns = C::head_dim_v / 32, inner = C::head_dim / 32;
   const int lane = opaque(lane_index());  // nothing of this shall wait in registers
@@ -48,6 +74,7 @@ FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, f
   }
   FLASH3_UNROLL
   for (int i = 0; i < columns; ++i) sum[i] = 0;
+  float reference = unseen, total = 0;
   FLASH3_NO_UNROLL
   for (int key = keys.begin; key < keys.end; ++key) {
     const int key_row = tile[tile_kv_row] + key, batch = tile[tile_kv_batch];
@@ -59,32 +86,38 @@ FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row, f
     }
     FLASH3_UNROLL
     for (int distance = 16; distance > 0; distance /= 2) score += shuffle_xor(score, distance);
-    score = transform_score(params, score);
-    const float probability = exp2_approx(fused_multiply_add(score, params.exponent_scale, -reference));
+    const float exponent = transform_score(params, score) * params.exponent_scale;
+    const float moved = maximum(reference, exponent);
+    const float factor = exp2_approx(reference - moved), probability = exp2_approx(exponent - moved);
+    reference = moved;
+    total = total * factor + probability;
     FLASH3_UNROLL
     for (int i = 0; i < columns; ++i) {
       const int d = lane + 32 * i;
-      if (d < params.head_dim_v) {
-        sum[i] += probability * load_element<T>(params.value_address, batch, key_row, key_head, d);
-      }
+      if (d >= params.head_dim_v) continue;
+      sum[i] = sum[i] * factor + probability * load_element<T>(params.value_address, batch, key_row, key_head, d);
     }
   }
+  const ClosedRow closed = close_row(params, tile, row, reference, total);
+  if (params.lse != nullptr && lane == 0) store_global(lse_of_row(params, tile, row), closed.lse * ln_2);
   T* out = out_row<T>(params, tile, row);
   FLASH3_UNROLL
   for (int i = 0; i < columns; ++i) {
     const int d = lane + 32 * i;
     if (d < params.head_dim_v) {
-      store_global(out + d, T{static_cast<unsigned short>(pack<T>(sum[i] * factor, 0) & 0xffffu)});
+      store_global(out + d, T{static_cast<unsigned short>(pack<T>(sum[i] * closed.factor, 0) & 0xffffu)});
     }
   }
 }
 
-// Which of a thread's two rows have a NaN in O and none in their sum of probabilities: a row that has seen one in Q or
-// K is NaN by right. False where nothing was masked.
+// See lower_probabilities. Where a score is infinite, the total is NaN by right.
+FLASH3_DEVICE bool has_overflowed(float reference, float total) { return reference == infinity && total == total; }
+
+// Adds to the bad ones those of a thread's two rows that have a NaN in O and none in their factor: a row that has seen
+// one in Q or K is NaN by right. None where nothing was masked.
 template <class C>
-FLASH3_DEVICE void find_bad_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
-                                 const ClosedRows& closed, bool (&bad)[2]) {
-  bad[0] = bad[1] = false;
+FLASH3_DEVICE void find_poisoned_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
+                                      const float (&factor)[2], bool (&bad)[2]) {
   if (tile.share(warpgroup, share_block_begin) == tile.share(warpgroup, share_full_begin) &&
       tile.share(warpgroup, share_block_end) == tile.share(warpgroup, share_full_end)) {
     return;
@@ -94,14 +127,13 @@ FLASH3_DEVICE void find_bad_rows(const Tile& tile, int warpgroup, const Accumula
   for (int i = 0; i < C::head_dim_v / 2; ++i) sum[half_of(i)] += out[i];
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
-    bad[half] = sum[half] != sum[half] && closed.factor[half] == closed.factor[half];
+    bad[half] = bad[half] || (sum[half] != sum[half] && factor[half] == factor[half]);
   }
 }
 
 // After O has been stored: each warp mends its own 16 rows.
 template <class C>
-FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const ClosedRows& closed,
-                               const bool (&bad)[2]) {
+FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const bool (&bad)[2]) {
   if (!vote_any(bad[0] || bad[1])) return;
   FLASH3_NO_UNROLL
   for (int half = 0; half < 2; ++half) {
@@ -113,10 +145,8 @@ FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpg
       // Uniform, and seen to be by the compiler: one branch that may diverge here, and every product of the kernel
       // fetches its descriptors from ordinary registers (a sixth of the speed).
       const int row = warpgroup * 64 + shuffle(opaque(thread_index()), 0) % 128 / 32 * 16 + half * 8 + quad;
-      const float reference = shuffle(half == 0 ? closed.reference[0] : closed.reference[1], 4 * quad);
-      const float factor = shuffle(half == 0 ? closed.factor[0] : closed.factor[1], 4 * quad);
       if (tile[tile_position] + position_in_tile(params, row) < tile[tile_seqlen_q]) {
-        repair_row<C>(params, tile, row, reference, factor);
+        repair_row<C>(params, tile, row);
       }
     }
   }

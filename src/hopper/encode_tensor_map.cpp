@@ -63,7 +63,7 @@ std::string encode_tensor_map(const TensorMapShape& shape, TensorMap& map) {
   const CUresult result =
       encode(&encoded, data_type(shape.type), static_cast<cuuint32_t>(shape.rank), const_cast<void*>(shape.base), sizes,
              strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_mode(shape.swizzle),
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) return "tensor map: the driver refused it with error " + std::to_string(result);
   std::memcpy(&map, &encoded, sizeof map);
   return {};

@@ -37,14 +37,9 @@ struct ForwardTile {
   // Scores, probabilities in half the space, output.
   constexpr int fragment_registers() const { return block_kv / 2 + block_kv / 4 + head_dim_v / 2; }
 
-  // How the kernel's loop is laid out (consume, kernel.h): from how many blocks a tile on these have a loop of their
-  // own, beside the one that goes from tile to tile. Measured; tiles with a single Q, which do not overlap, leave no
-  // choice.
-  static constexpr int never = 1 << 30;
-  constexpr int blocks_for_own_loop() const {
-    if (q_stages == 1 || warpgroups == 4) return 0;
-    return head_dim > 64 ? 12 : never;
-  }
+  // Whether the softmax, once a row has its reference, looks at sums only (softmax_by_sum): that loop beside the other
+  // needs a few registers more than an output of 256 columns leaves.
+  constexpr bool judges_by_sums() const { return head_dim_v < 256; }
 
   constexpr int q_bytes() const { return q_stages * block_q() * head_dim * 2; }
   constexpr int k_bytes() const { return k_stages * block_kv * head_dim * 2; }

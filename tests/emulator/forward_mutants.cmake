@@ -13,27 +13,27 @@ endfunction()
 forward_mutant(sound "" kernel.h "  sync_block();\n" "  sync_block();\n")
 forward_mutant_256(sound "" kernel.h "  sync_block();\n" "  sync_block();\n")
 
-forward_mutant(key_released_before_wgmma_completed race turn.h
+forward_mutant(key_released_before_wgmma_completed race mainloop.h
   "  wgmma_wait_group<1>(scores);\n  release_operands(shared, self, q_at);"
   "  release_operands(shared, self, q_at);\n  wgmma_wait_group<1>(scores);")
-forward_mutant(value_released_before_wgmma_completed race turn.h
+forward_mutant(value_released_before_wgmma_completed race mainloop.h
   "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved"
   "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<0>(out, self.probabilities);\n  if (moved")
-forward_mutant(scores_read_before_their_wait fragment turn.h
+forward_mutant(scores_read_before_their_wait fragment mainloop.h
   "  wgmma_wait_group<1>(scores);\n"
   "")
-forward_mutant(scores_wait_for_the_wrong_group fragment turn.h
+forward_mutant(scores_wait_for_the_wrong_group fragment mainloop.h
   "  wgmma_wait_group<1>(scores);\n"
   "  wgmma_wait_group<2>(scores);\n")
-forward_mutant(output_scaled_in_flight fragment turn.h
-  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);"
-  "  if (moved && !turns) scale_rows(out, factor);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);")
-forward_mutant(probabilities_overwritten_in_flight fragment turn.h
-  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);\n  repack(scores, self.probabilities);"
-  "  repack(scores, self.probabilities);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved && !turns) scale_rows(out, factor);")
+forward_mutant(output_scaled_in_flight fragment mainloop.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved) scale_rows(out, block.factor);"
+  "  if (moved) scale_rows(out, block.factor);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);")
+forward_mutant(probabilities_overwritten_in_flight fragment mainloop.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved) scale_rows(out, block.factor);\n  repack(scores, self.probabilities);"
+  "  repack(scores, self.probabilities);\n  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved) scale_rows(out, block.factor);")
 forward_mutant(output_accumulates_onto_nothing fragment mainloop.h
-  "  self.accumulate = false;"
-  "  self.accumulate = true;")
+  "    settled = accumulate = false;"
+  "    settled = false, accumulate = true;")
 forward_mutant(no_wgmma_fence_before_the_output fragment mainloop.h
   "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);\n  wgmma_fence();"
   "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);")
@@ -49,10 +49,22 @@ forward_mutant(query_not_waited_for race,uninitialised mainloop.h
 forward_mutant(next_query_not_waited_for race,uninitialised turn.h
   "  wait_full(shared.q_ring, q_at);\n"
   "")
+forward_mutant(next_scores_beside_the_last_output_read_too_early fragment turn.h
+  "wgmma_wait_group<1>(out, self.probabilities)"
+  "wgmma_wait_group<2>(out, self.probabilities)")
+forward_mutant(last_value_released_before_wgmma_completed race turn.h
+  "  wgmma_wait_group<1>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);"
+  "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<1>(out, self.probabilities);")
+forward_mutant(ahead_though_others_need_what_is_left_out deadlock turn.h
+  "if (C::q_stages == 1 || blocks_after(tile, warpgroup) != 0) return false;"
+  "if (C::q_stages == 1) return false;")
+forward_mutant(first_scores_read_before_their_wait fragment mainloop.h
+  "  wgmma_wait_group<0>(scores);\n  release_operands"
+  "  release_operands")
 forward_mutant(key_waited_for_with_the_wrong_parity race,uninitialised,deadlock mainloop.h
   "  wait_full_unless(self.k_full, shared.k_ring, self.k_at);\n"
   "  mbarrier_wait_parity(shared.k_ring.full[self.k_at.stage], self.k_at.parity ^ 1u);\n")
-forward_mutant(another_stage_of_values_asked_about race,uninitialised turn.h
+forward_mutant(another_stage_of_values_asked_about race,uninitialised mainloop.h
   "test_full(shared.v_ring, self.v_at.next())"
   "test_full(shared.v_ring, self.v_at)")
 forward_mutant(another_stage_of_keys_asked_about race,uninitialised mainloop.h
@@ -77,9 +89,9 @@ forward_mutant(no_fence_after_init proxy kernel.h
 forward_mutant(no_barrier_after_init race,barrier kernel.h
   "  sync_block();\n"
   "")
-forward_mutant(query_released_too_early race,barrier kernel.h
-  "    const bool ends = own_loop == 0 || self.is_last();\n"
-  "    const bool ends = own_loop == 0 || self.is_last();\n    if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);\n")
+forward_mutant(query_released_a_block_too_early race,barrier,deadlock mainloop.h
+  "if (self.is_last()) release_by_warp(shared.q_ring, q_at);"
+  "if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);")
 forward_mutant_256(query_released_a_block_too_early race,deadlock mainloop.h
   "if (self.is_last()) release_by_warp(shared.q_ring, q_at);"
   "if (self.block == self.last_block + 1) release_by_warp(shared.q_ring, q_at);")
@@ -126,7 +138,7 @@ forward_mutant(output_of_rows_that_are_not_there bounds epilogue.h
   "if (exists(row) && left >= 8)"
   "if (left >= 8)")
 forward_mutant(log_sum_exp_of_rows_that_are_not_there bounds epilogue.h
-  "opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < rows"
+  "opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < existing"
   "opaque(lane_index()) % 4 == 0")
 
 forward_mutant(next_tile_read_before_it_is_named race,uninitialised turn.h
@@ -138,19 +150,25 @@ forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
 forward_mutant(nobody_wants_the_next_tile deadlock producer.h
   "      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);\n"
   "")
-forward_mutant(keys_brought_for_a_tile_not_yet_named race,uninitialised producer.h
+forward_mutant(queries_brought_for_a_tile_not_yet_named race,uninitialised producer.h
   "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query"
   "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query")
+forward_mutant(keys_brought_for_a_tile_not_yet_named race,uninitialised producer.h
+  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin], end"
+  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin], end")
 forward_mutant(values_brought_for_a_tile_not_yet_named race,uninitialised producer.h
-  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head"
-  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head")
+  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin];"
+  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin];")
+forward_mutant(query_load_releases_its_tile_never deadlock producer.h
+  "    load_query<C>(params, shared, q_at, tile);\n    release(shared.work_ring, work_at);"
+  "    load_query<C>(params, shared, q_at, tile);")
 forward_mutant(tile_never_released_by_a_producer deadlock producer.h
   "      load_value<C>(params, shared, v_at, tile, head, block);\n    }\n    release(shared.work_ring, work_at);"
   "      load_value<C>(params, shared, v_at, tile, head, block);\n    }")
 forward_mutant(skipped_stage_released_before_it_is_full race,barrier,deadlock,uninitialised mainloop.h
   "    wait_full(ring, at);\n    release_and_advance(ring, at);"
   "    release_and_advance(ring, at);")
-forward_mutant(value_released_twice barrier,race,deadlock turn.h
+forward_mutant(value_released_twice barrier,race,deadlock mainloop.h
   "  release_and_advance(shared.v_ring, self.v_at);\n  if (moved"
   "  release_by_warp(shared.v_ring, self.v_at);\n  release_and_advance(shared.v_ring, self.v_at);\n  if (moved")
 forward_mutant(key_never_released deadlock mainloop.h

@@ -57,6 +57,7 @@ struct Case {
   bool heads_outside = false;    // (batch, heads, seqlen, head_dim) in memory
   float query_scale = 1;         // peaky scores
   double key_ramp = 0;           // keys grow by so many powers of 2 over 64 keys, from the last to the first
+  double key_spike = 0;          // a key in the middle of each sequence is so many times as large
   double nan_key_share = 0;      // share of visible value rows that hold a NaN
   int repeats = 1;               // runs that must agree bit for bit
 };
@@ -273,6 +274,16 @@ inline Outcome run(const Case& c, Machine& machine) {
     }
   }
 
+  for (std::int64_t b = 0; b < batch && c.key_spike > 0; ++b) {
+    const Sequence s = problem.sequence(b);
+    for (std::int64_t h = 0; h < c.heads_kv; ++h) {
+      for (std::int64_t d = 0; d < c.head_dim; ++d) {
+        std::uint16_t& element = key.at(s.kv_batch, s.kv_row + s.seqlen_kv / 2, h, d);
+        element = encode(c.dtype, static_cast<float>(c.key_spike * decode(c.dtype, element)));
+      }
+    }
+  }
+
   query.upload();
   key.upload();
   value.upload();
@@ -345,7 +356,8 @@ inline Outcome run(const Case& c, Machine& machine) {
   outcome.allowed = 2 * naive_error + ulp;
   outcome.lse_error = lse_error;
   if (error > outcome.allowed) fail(fmt::format("error {:.3g}, allowed {:.3g}", error, outcome.allowed));
-  const double score_scale = c.query_scale * std::exp2(c.key_ramp * static_cast<double>(longest(c.lengths_kv)) / 64);
+  const double score_scale = c.query_scale * std::max(1.0, c.key_spike) *
+                             std::exp2(c.key_ramp * static_cast<double>(longest(c.lengths_kv)) / 64);
   if (lse_error > 2e-5 * score_scale) fail(fmt::format("lse error {:.3g}", lse_error));
   return outcome;
 }
@@ -404,8 +416,28 @@ inline std::vector<Case> all_cases() {
       with("negative scale", [](Case& c) { c.options.softmax_scale = -0.1, c.options.causal = true; });
       with("scale 0", [](Case& c) { c.options.softmax_scale = 0.0, c.options.causal = true; });
       with("peaky", [](Case& c) { c.query_scale = 16, c.options.causal = true; });
-      with("rising scores", [](Case& c) { c.key_ramp = 2.5, c.lengths_q = {130}; });
-      with("rising scores, causal", [](Case& c) { c.key_ramp = 2.5, c.options.causal = true; });
+      // Few rows: those that are given up take long on the emulator.
+      with("rising scores", [](Case& c) { c.key_ramp = 2.5, c.lengths_q = {24}, c.heads_q = c.heads_kv = 1; });
+      with("rising scores, causal", [](Case& c) {
+        c.key_ramp = 2.5, c.lengths_q = {100}, c.heads_q = c.heads_kv = 1;
+        c.options.causal = true;
+      });
+      with("rising scores, sinks, packed heads, variable length", [](Case& c) {
+        c.heads_q = 4, c.heads_kv = 1, c.sinks = true;
+        c.variable_q = c.variable_kv = true;
+        c.lengths_q = {1, 9}, c.lengths_kv = {391, 300};
+        c.key_ramp = 2.5;
+      });
+      with("slowly rising scores", [](Case& c) { c.key_ramp = 0.3, c.query_scale = 4; });
+      with("one score dwarfs the others", [](Case& c) {
+        c.lengths_q = {24}, c.heads_q = c.heads_kv = 1;
+        c.key_spike = 1e4;
+      });
+      with("one score dwarfs the others, causal", [](Case& c) {
+        c.lengths_q = {70}, c.lengths_kv = {300}, c.heads_q = c.heads_kv = 1;
+        c.key_spike = c.dtype == DType::bfloat16 ? 1e30 : 1e4;
+        c.options.causal = true;
+      });
       with("sinks", [](Case& c) { c.sinks = true, c.options.causal = true; });
       with("sinks, rows that see nothing",
            [](Case& c) { c.sinks = true, c.options.causal = true, c.lengths_q = {391}, c.lengths_kv = {130}; });
