@@ -31,7 +31,7 @@ TEST(Determinism, BitsDoNotDependOnThreadsOrRepetition) {
         if (!first) continue;
         for (int threads : {1, 2, 3, 4, 5, 0}) {
           c.num_threads = threads;
-          for (int repeat = 0; repeat < (engine.engine == Engine::reference ? 1 : 4); ++repeat) {
+          for (std::int64_t repeat = engine.engine == Engine::reference ? 1 : cases(4); repeat > 0; --repeat) {
             const auto t = run(engine, c, Passes::forward_and_backward);
             ASSERT_EQ(different_bits(*first, *t), "") << name_of(engine.engine) << ": " << c.to_string();
           }
@@ -132,6 +132,7 @@ TEST(Determinism, SixteenCallersAtOnce) {
     std::vector<Tensors> tensors;
     for (const Case& c : problems) tensors.emplace_back(c);
     std::atomic<int> failures{0};
+    const std::int64_t repeats = cases(3);
     {
       std::vector<std::jthread> callers;
       for (std::size_t n = 0; n < problems.size(); ++n) {
@@ -139,7 +140,7 @@ TEST(Determinism, SixteenCallersAtOnce) {
           try {
             const Execution execution{engine.engine, problems[n].num_threads};
             Stay stay(engine.memory);
-            for (int repeat = 0; repeat < 3; ++repeat) {
+            for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
               forward(forward_args(problems[n], tensors[n], stay), execution);
               backward(backward_args(problems[n], tensors[n], stay), execution);
             }

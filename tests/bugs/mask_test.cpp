@@ -1,4 +1,5 @@
 // Masks: which keys are visited, and rows that see none: classes 11 and 26.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -69,12 +70,15 @@ TEST(BugClass, Number11EverySmallWindow) {
 }
 
 TEST(BugClass, Number11WindowsAcrossTiles) {
+  const std::int64_t every = std::max<std::int64_t>(1, 7 / cases(7));  // where code is slow, not all of them
+  std::int64_t number = 0;
   for (const TestedEngine& engine : engines_present()) {
     if (engine.engine == Engine::reference) continue;  // has no tiles
     for (std::int64_t seqlen_q : {63, 130, 200}) {
       for (std::int64_t seqlen_kv : {65, 129, 256}) {
         for (std::int64_t left : {-1, 0, 1, 31, 63, 64, 65, 128}) {
           for (std::int64_t right : {-1, 0, 1, 15, 63, 64, 65, 128}) {
+            if (number++ % every != 0) continue;
             expect_seen(engine, window_case(seqlen_q, seqlen_kv, left, right, false, (left + right) % 3 == 0));
             if (HasFatalFailure()) return;
           }

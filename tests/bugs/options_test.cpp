@@ -115,7 +115,7 @@ TEST(BugClass, Number09StateIsResetBetweenCallsOfChangingLengths) {
       if (auto t = run(engine, c, Passes::forward_and_backward)) first.push_back(std::move(*t));
     }
     if (first.empty()) continue;
-    for (int round = 0; round < 5; ++round) {
+    for (std::int64_t round = cases(5); round > 0; --round) {
       for (std::size_t n = sizes.size(); n-- > 0;) {
         const auto t = run(engine, sizes[n], Passes::forward_and_backward);
         ASSERT_EQ(different_bits(first[n], *t), "") << name_of(engine.engine) << ": " << sizes[n].to_string();

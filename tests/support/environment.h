@@ -13,7 +13,7 @@ std::uint64_t base_seed();
 // that case alone.
 std::uint64_t case_seed(std::int64_t n);
 
-// How many random cases to run where `usual` are usual: usual * FLASH3_CASES (default 1), at least one.
+// How many random cases or repetitions to run where `usual` are usual: usual * FLASH3_CASES (default 1), at least one.
 std::int64_t cases(std::int64_t usual);
 
 // While it lives, a crash of the process prints `what`.
