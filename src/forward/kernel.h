@@ -2,19 +2,36 @@
 // warpgroups.
 #pragma once
 
+#include "forward/epilogue.h"
+#include "forward/mainloop.h"
 #include "forward/producer.h"
-#include "forward/turn.h"
 
 namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 using namespace hopper;
 
-// The tiles of a warpgroup, one after the other. The next tile's first scores are computed while this one's output
-// leaves, if its queries have a place of their own.
+// The tiles of a warpgroup, one after the other; both tiles' queries share one place.
 template <class C>
-FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
-  Consumer<C> self;
-  self.warpgroup = warpgroup_index() - 1;
+FLASH3_DEVICE void consume_one_by_one(const Params& params, Shared<C>& shared, Consumer<C>& self) {
+  Accumulator<C::head_dim_v> out;
+  RingPosition<C::q_stages> q_at;
+  FLASH3_NO_UNROLL
+  for (RingPosition<work_stages> work_at;; work_at.advance()) {
+    wait_full(shared.work_ring, work_at);
+    const Tile tile = shared.tile(work_at);
+    if (!tile[tile_valid]) return;
+    begin_tile(params, shared, tile, self, q_at);
+    take_steps(params, shared, tile, self, q_at, out);
+    q_at.advance();
+    end_tile(shared, tile, self, out);
+    finish_tile<C>(params, shared, tile, self.warpgroup, self.rows, out);
+    release_by_warp(shared.work_ring, work_at);
+  }
+}
+
+// With a second place for queries: the next tile's first scores are computed while this one's output leaves.
+template <class C>
+FLASH3_DEVICE void consume_overlapping(const Params& params, Shared<C>& shared, Consumer<C>& self) {
   Accumulator<C::head_dim_v> out;
   RingPosition<work_stages> work_at;
   RingPosition<C::q_stages> q_at;
@@ -26,19 +43,31 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
   while (true) {
     take_steps(params, shared, tile, self, q_at, out);
     q_at.advance();
+    end_tile(shared, tile, self, out);
     const RingPosition<work_stages> next_at = work_at.next();
     const Tile next = shared.tile(next_at);
-    if (may_go_ahead<C>(shared, tile, next_at, self.warpgroup)) {
-      go_ahead(params, shared, tile, next, work_at, self, q_at, out);
-    } else {
-      end_tile(params, shared, tile, self, out);
-      release_by_warp(shared.work_ring, work_at);
-      wait_full(shared.work_ring, next_at);
-      if (!next[tile_valid]) return;
-      begin_tile(params, shared, next, self, q_at);
-    }
+    wait_full(shared.work_ring, next_at);
+    if (!next[tile_valid]) break;
+    const Rows rows = self.rows;
+    Accumulator<C::block_kv> scores;
+    start_tile(shared, next, self, q_at, scores);
+    finish_tile<C>(params, shared, tile, self.warpgroup, rows, out);
+    release_by_warp(shared.work_ring, work_at);
+    take_first_step(params, shared, next, self, q_at, scores);
     work_at = next_at;
     tile = next;
+  }
+  finish_tile<C>(params, shared, tile, self.warpgroup, self.rows, out);
+}
+
+template <class C>
+FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
+  Consumer<C> self;
+  self.warpgroup = warpgroup_index() - 1;
+  if constexpr (C::q_stages > 1) {
+    consume_overlapping(params, shared, self);
+  } else {
+    consume_one_by_one(params, shared, self);
   }
 }
 

@@ -173,15 +173,21 @@ FLASH3_DEVICE void take_first_step(const Params& params, Shared<C>& shared, cons
   repack(scores, self.probabilities);
 }
 
-// A tile's first block: nothing of this warpgroup is in flight beside it.
+// S = Q K^T of a tile's first block, in flight. The warpgroup holds no stage of a ring while it waits for the tile's.
 template <class C>
-FLASH3_DEVICE void begin_tile(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                              const RingPosition<C::q_stages>& q_at) {
-  Accumulator<C::block_kv> scores;
+FLASH3_DEVICE void start_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                              const RingPosition<C::q_stages>& q_at, Accumulator<C::block_kv>& scores) {
   self.take(tile);
   skip_blocks(shared, self, blocks_before(tile, self.warpgroup));
   wait_full(shared.q_ring, q_at);
   issue_scores(shared, self, q_at.stage, scores);
+}
+
+template <class C>
+FLASH3_DEVICE void begin_tile(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                              const RingPosition<C::q_stages>& q_at) {
+  Accumulator<C::block_kv> scores;
+  start_tile(shared, tile, self, q_at, scores);
   take_first_step(params, shared, tile, self, q_at, scores);
 }
 
@@ -228,6 +234,15 @@ FLASH3_DEVICE void take_steps(const Params& params, Shared<C>& shared, const Til
       take_step<C, false>(params, shared, tile, self, q_at, out);
     }
   }
+}
+
+// The last block's O += P V. Afterwards the warpgroup holds nothing of the tile but its output.
+template <class C>
+FLASH3_DEVICE void end_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self, Accumulator<C::head_dim_v>& out) {
+  issue_output(shared, self, out);
+  wgmma_wait_group<0>(out, self.probabilities);
+  release_and_advance(shared.v_ring, self.v_at);
+  skip_blocks(shared, self, blocks_after(tile, self.warpgroup));
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

@@ -46,18 +46,15 @@ forward_mutant(value_not_waited_for race,uninitialised mainloop.h
 forward_mutant(query_not_waited_for race,uninitialised mainloop.h
   "  wait_full(shared.q_ring, q_at);\n  issue_scores"
   "  issue_scores")
-forward_mutant(next_query_not_waited_for race,uninitialised turn.h
-  "  wait_full(shared.q_ring, q_at);\n"
+forward_mutant(last_value_released_before_wgmma_completed race mainloop.h
+  "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  skip_blocks"
+  "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<0>(out, self.probabilities);\n  skip_blocks")
+forward_mutant(blocks_that_others_need_not_let_go deadlock mainloop.h
+  "  skip_blocks(shared, self, blocks_after(tile, self.warpgroup));"
   "")
-forward_mutant(next_scores_beside_the_last_output_read_too_early fragment turn.h
-  "wgmma_wait_group<1>(out, self.probabilities)"
-  "wgmma_wait_group<2>(out, self.probabilities)")
-forward_mutant(last_value_released_before_wgmma_completed race turn.h
-  "  wgmma_wait_group<1>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);"
-  "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<1>(out, self.probabilities);")
-forward_mutant(ahead_though_others_need_what_is_left_out deadlock turn.h
-  "if (C::q_stages == 1 || blocks_after(tile, warpgroup) != 0) return false;"
-  "if (C::q_stages == 1) return false;")
+forward_mutant(tile_released_while_its_output_leaves race,uninitialised kernel.h
+  "    finish_tile<C>(params, shared, tile, self.warpgroup, rows, out);\n    release_by_warp(shared.work_ring, work_at);"
+  "    release_by_warp(shared.work_ring, work_at);\n    finish_tile<C>(params, shared, tile, self.warpgroup, rows, out);")
 forward_mutant(first_scores_read_before_their_wait fragment mainloop.h
   "  wgmma_wait_group<0>(scores);\n  release_operands"
   "  release_operands")
@@ -141,9 +138,12 @@ forward_mutant(log_sum_exp_of_rows_that_are_not_there bounds epilogue.h
   "opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < existing"
   "opaque(lane_index()) % 4 == 0")
 
-forward_mutant(next_tile_read_before_it_is_named race,uninitialised turn.h
-  "  wait_full(shared.work_ring, next_at);\n"
+forward_mutant(next_tile_read_before_it_is_named race,uninitialised kernel.h
+  "    wait_full(shared.work_ring, next_at);\n"
   "")
+forward_mutant_256(next_tile_read_before_it_is_named race,uninitialised kernel.h
+  "    wait_full(shared.work_ring, work_at);\n    const Tile tile"
+  "    const Tile tile")
 forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
   "  wait_full(shared.work_ring, work_at);\n  Tile tile"
   "  Tile tile")
