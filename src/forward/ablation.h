@@ -191,11 +191,7 @@ ablated_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   if constexpr (!C::techniques.specialised) {
     consume_unspecialised<C>(params, shared);
   } else if (warpgroup_index() == 0) {
-    setmaxnreg_dec<C::producer_registers>();
-    if (warp_index() == 0) schedule<C>(params, shared);
-    if (thread_index() == 32) produce_query<C>(params, shared);
-    if (thread_index() == 64) produce_key<C>(params, shared);
-    if (thread_index() == 96) produce_value<C>(params, shared);
+    produce<C>(params, shared);
   } else {
     setmaxnreg_inc<C::consumer_registers>();
     consume_specialised<C>(params, shared);

@@ -10,7 +10,7 @@ namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
 using namespace hopper;
 
-// The tiles of a warpgroup, one after the other; both tiles' queries share one place.
+// The tiles of a warpgroup, one after the other, where their queries share one place.
 template <class C>
 FLASH3_DEVICE void consume_one_by_one(const Params& params, Shared<C>& shared, Consumer<C>& self) {
   Accumulator<C::head_dim_v> out;
@@ -96,11 +96,7 @@ forward_kernel(FLASH3_GRID_CONSTANT(Params) params) {
   auto& shared = shared_memory<Shared<C>>();
   begin_block(params, shared);
   if (warpgroup_index() == 0) {
-    setmaxnreg_dec<C::producer_registers>();
-    if (warp_index() == 0) schedule<C>(params, shared);
-    if (thread_index() == 32) produce_query<C>(params, shared);
-    if (thread_index() == 64) produce_key<C>(params, shared);
-    if (thread_index() == 96) produce_value<C>(params, shared);
+    produce<C>(params, shared);
   } else {
     setmaxnreg_inc<C::consumer_registers>();
     consume<C>(params, shared);

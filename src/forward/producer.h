@@ -75,27 +75,29 @@ FLASH3_DEVICE void load_query(const Params& params, Shared<C>& shared, RingPosit
   at.advance();
 }
 
-template <class C>
-FLASH3_DEVICE void produce_query(const Params& params, Shared<C>& shared) {
-  RingPosition<C::q_stages> q_at;
+// The tiles that the scheduler names, one after the other, each held until `bring` has issued its copies.
+template <class C, class Bring>
+FLASH3_DEVICE void for_each_tile(Shared<C>& shared, Bring bring) {
   for (unsigned count = 0;; ++count) {
     const RingPosition<work_stages> work_at = position_of<work_stages>(count);
     wait_full(shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
-    load_query<C>(params, shared, q_at, tile);
+    bring(tile);
     release(shared.work_ring, work_at);
   }
 }
 
 template <class C>
+FLASH3_DEVICE void produce_query(const Params& params, Shared<C>& shared) {
+  RingPosition<C::q_stages> q_at;
+  for_each_tile(shared, [&](const Tile& tile) { load_query<C>(params, shared, q_at, tile); });
+}
+
+template <class C>
 FLASH3_DEVICE void produce_key(const Params& params, Shared<C>& shared) {
   RingPosition<C::k_stages> k_at;
-  for (unsigned count = 0;; ++count) {
-    const RingPosition<work_stages> work_at = position_of<work_stages>(count);
-    wait_full(shared.work_ring, work_at);
-    const Tile tile = shared.tile(work_at);
-    if (!tile[tile_valid]) return;
+  for_each_tile(shared, [&](const Tile& tile) {
     const int head = tile[tile_kv_head];
     const int begin = tile[tile_block_begin], end = tile[tile_block_end];
     // With this many blocks still to come the scheduler has about twice a ring's length for its work.
@@ -105,26 +107,31 @@ FLASH3_DEVICE void produce_key(const Params& params, Shared<C>& shared) {
       if (block == nearly_done) mbarrier_arrive(shared.next_wanted);
       load_key<C>(params, shared, k_at, tile[tile_kv_row] + block * C::block_kv, head, tile[tile_kv_batch]);
     }
-    release(shared.work_ring, work_at);
-  }
+  });
 }
 
 template <class C>
 FLASH3_DEVICE void produce_value(const Params& params, Shared<C>& shared) {
   RingPosition<C::v_stages> v_at;
-  for (unsigned count = 0;; ++count) {
-    const RingPosition<work_stages> work_at = position_of<work_stages>(count);
-    wait_full(shared.work_ring, work_at);
-    const Tile tile = shared.tile(work_at);
-    if (!tile[tile_valid]) return;
+  for_each_tile(shared, [&](const Tile& tile) {
     const int head = tile[tile_kv_head];
     const int begin = tile[tile_block_begin];
     FLASH3_NO_UNROLL
     for (int block = tile[tile_block_end] - 1; block >= begin; --block) {
       load_value<C>(params, shared, v_at, tile, head, block);
     }
-    release(shared.work_ring, work_at);
-  }
+  });
+}
+
+// The first warpgroup's whole life: it gives its registers away; one warp schedules, a thread of each other one
+// produces.
+template <class C>
+FLASH3_DEVICE void produce(const Params& params, Shared<C>& shared) {
+  setmaxnreg_dec<C::producer_registers>();
+  if (warp_index() == 0) schedule<C>(params, shared);
+  if (thread_index() == 32) produce_query<C>(params, shared);
+  if (thread_index() == 64) produce_key<C>(params, shared);
+  if (thread_index() == 96) produce_value<C>(params, shared);
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

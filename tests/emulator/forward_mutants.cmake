@@ -150,21 +150,22 @@ forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
 forward_mutant(nobody_wants_the_next_tile deadlock producer.h
   "      if (block == nearly_done) mbarrier_arrive(shared.next_wanted);\n"
   "")
-forward_mutant(queries_brought_for_a_tile_not_yet_named race,uninitialised producer.h
-  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query"
-  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    load_query")
-forward_mutant(keys_brought_for_a_tile_not_yet_named race,uninitialised producer.h
-  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin], end"
-  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin], end")
-forward_mutant(values_brought_for_a_tile_not_yet_named race,uninitialised producer.h
-  "    wait_full(shared.work_ring, work_at);\n    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin];"
-  "    const Tile tile = shared.tile(work_at);\n    if (!tile[tile_valid]) return;\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin];")
-forward_mutant(query_load_releases_its_tile_never deadlock producer.h
-  "    load_query<C>(params, shared, q_at, tile);\n    release(shared.work_ring, work_at);"
-  "    load_query<C>(params, shared, q_at, tile);")
-forward_mutant(tile_never_released_by_a_producer deadlock producer.h
-  "      load_value<C>(params, shared, v_at, tile, head, block);\n    }\n    release(shared.work_ring, work_at);"
-  "      load_value<C>(params, shared, v_at, tile, head, block);\n    }")
+# What stands in for for_each_tile in one of the producers, with or without its wait and its release.
+function(producer_mutant name expected wait release find)
+  forward_mutant(${name} "${expected}" producer.h
+    "for_each_tile(shared, [&](const Tile& tile) {${find}"
+    "[&](auto bring) {\n    for (unsigned count = 0;; ++count) {\n      const RingPosition<work_stages> work_at = position_of<work_stages>(count);\n      ${wait}\n      const Tile tile = shared.tile(work_at);\n      if (!tile[tile_valid]) return;\n      bring(tile);\n      ${release}\n    }\n  }([&](const Tile& tile) {${find}")
+endfunction()
+set(wait "wait_full(shared.work_ring, work_at);")
+set(release "release(shared.work_ring, work_at);")
+set(of_query " load_query")
+set(of_key "\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin], end")
+set(of_value "\n    const int head = tile[tile_kv_head];\n    const int begin = tile[tile_block_begin];")
+producer_mutant(queries_brought_for_a_tile_not_yet_named race,uninitialised "" "${release}" "${of_query}")
+producer_mutant(keys_brought_for_a_tile_not_yet_named race,uninitialised "" "${release}" "${of_key}")
+producer_mutant(values_brought_for_a_tile_not_yet_named race,uninitialised "" "${release}" "${of_value}")
+producer_mutant(query_load_releases_its_tile_never deadlock "${wait}" "" "${of_query}")
+producer_mutant(tile_never_released_by_a_producer deadlock "${wait}" "" "${of_value}")
 forward_mutant(skipped_stage_released_before_it_is_full race,barrier,deadlock,uninitialised mainloop.h
   "    wait_full(ring, at);\n    release_and_advance(ring, at);"
   "    release_and_advance(ring, at);")

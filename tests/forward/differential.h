@@ -261,27 +261,20 @@ inline Outcome run(const Case& c, Machine& machine) {
     }
   }
 
-  for (std::int64_t b = 0; b < batch && c.key_ramp > 0; ++b) {
-    const Sequence s = problem.sequence(b);
-    for (std::int64_t j = 0; j < s.seqlen_kv; ++j) {
-      const double factor = std::exp2(c.key_ramp * static_cast<double>(s.seqlen_kv - 1 - j) / 64);
-      for (std::int64_t h = 0; h < c.heads_kv; ++h) {
-        for (std::int64_t d = 0; d < c.head_dim; ++d) {
-          std::uint16_t& element = key.at(s.kv_batch, s.kv_row + j, h, d);
-          element = encode(c.dtype, static_cast<float>(factor * decode(c.dtype, element)));
-        }
-      }
-    }
-  }
-
-  for (std::int64_t b = 0; b < batch && c.key_spike > 0; ++b) {
-    const Sequence s = problem.sequence(b);
+  const auto scale_key = [&](const Sequence& s, std::int64_t j, double factor) {
     for (std::int64_t h = 0; h < c.heads_kv; ++h) {
       for (std::int64_t d = 0; d < c.head_dim; ++d) {
-        std::uint16_t& element = key.at(s.kv_batch, s.kv_row + s.seqlen_kv / 2, h, d);
-        element = encode(c.dtype, static_cast<float>(c.key_spike * decode(c.dtype, element)));
+        std::uint16_t& element = key.at(s.kv_batch, s.kv_row + j, h, d);
+        element = encode(c.dtype, static_cast<float>(factor * decode(c.dtype, element)));
       }
     }
+  };
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const Sequence s = problem.sequence(b);
+    for (std::int64_t j = 0; j < s.seqlen_kv && c.key_ramp > 0; ++j) {
+      scale_key(s, j, std::exp2(c.key_ramp * static_cast<double>(s.seqlen_kv - 1 - j) / 64));
+    }
+    if (c.key_spike > 0) scale_key(s, s.seqlen_kv / 2, c.key_spike);
   }
 
   query.upload();
