@@ -104,7 +104,7 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
   BlockSums block;
   self.take(tile);
 
-  skip_steps(params, shared, tile, self, bringer, blocks_before(tile, self.warpgroup));
+  skip_steps(params, shared, tile, self, bringer, tile.share(self.warpgroup, share_before));
   step_together<C>();
   wait_full(shared.q_ring, q_at);
   issue_scores(shared, self, q_at.stage, scores);
@@ -140,7 +140,7 @@ FLASH3_DEVICE void compute_tile(const Params& params, Shared<C>& shared, const T
   issue_output(shared, self, out);
   wgmma_wait_group<0>(out, self.probabilities);
   value_done(params, shared, tile, self, bringer);
-  skip_steps(params, shared, tile, self, bringer, blocks_after(tile, self.warpgroup));
+  skip_steps(params, shared, tile, self, bringer, tile.share(self.warpgroup, share_after));
   release_by_warp(shared.q_ring, q_at);
   finish_tile<C>(params, shared, tile, self.warpgroup, self.rows, out);
 }
@@ -157,6 +157,7 @@ FLASH3_DEVICE void consume_specialised(const Params& params, Shared<C>& shared) 
     compute_tile(params, shared, tile, self, nobody, position_of<C::q_stages>(count));
     release_by_warp(shared.work_ring, position_of<work_stages>(count));
   }
+  wait_until_out_is_taken();
 }
 
 template <class C>
@@ -180,6 +181,7 @@ FLASH3_DEVICE void consume_unspecialised(const Params& params, Shared<C>& shared
     bringer.begin(params, shared, tile);
     compute_tile(params, shared, tile, self, bringer, position_of<C::q_stages>(count));
   }
+  wait_until_out_is_taken();
   if (thread_index() == 0) finish_counting(params);
 }
 

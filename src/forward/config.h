@@ -6,9 +6,9 @@
 
 namespace flash3::forward_kernels::inline FLASH3_MACHINE {
 
-template <class T, int head_dim_, int head_dim_v_, int block_kv_ = 0>
+template <class T, int head_dim_, int head_dim_v_, int warpgroups_ = 0, int block_kv_ = 0>
 struct Config {
-  static constexpr plan::ForwardTile tile = plan::forward_tile(head_dim_, head_dim_v_, block_kv_);
+  static constexpr plan::ForwardTile tile = plan::forward_tile(head_dim_, head_dim_v_, warpgroups_, block_kv_);
   static_assert(tile.warpgroups > 0, "these head dimensions are not in kernels.def");
 
   using Element = T;
@@ -38,6 +38,8 @@ enum TileField : int {
   tile_kv_batch,
   tile_kv_row,
   tile_seqlen_kv,
+  tile_band_lo,  // query i of the sequence sees key j if i + lo <= j <= i + hi
+  tile_band_hi,
   tile_block_begin,
   tile_block_end,  // visited from the last to the first
   tile_visible_begin,
@@ -51,7 +53,16 @@ enum TileField : int {
 
 // Of a tile's blocks, those that one of a warpgroup's 64 rows sees; and of those the ones that need no mask, because
 // all of its rows see all of them.
-enum ShareField : int { share_block_begin, share_full_begin, share_full_end, share_block_end, share_fields };
+enum ShareField : int {
+  share_block_begin,
+  share_full_begin,
+  share_full_end,
+  share_block_end,
+  share_masked,  // whether some need a mask
+  share_before,  // how many blocks of the tile the warpgroup leaves out before its first
+  share_after,   // and after its last
+  share_fields
+};
 
 inline constexpr int most_warpgroups = 4;
 inline constexpr int tile_fields = tile_shares + share_fields * most_warpgroups;

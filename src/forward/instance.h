@@ -1,6 +1,6 @@
 // One compiled kernel and how it is started. Each line of kernels.def is compiled in a translation unit of its own,
 // once for each dtype: that file includes this one and says FLASH3_FORWARD_INSTANCE(dtype, head_dim, head_dim_v,
-// block_kv).
+// warpgroups, block_kv).
 #pragma once
 
 #include "forward/kernel.h"
@@ -21,12 +21,12 @@ hopper::LaunchStatus start_kernel(void (*kernel)(Params), const Params& params, 
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE
 
-#define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, block_kv)                                        \
-  namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                              \
-  template <>                                                                                             \
-  hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, block_kv>(const Params& params, int blocks, \
-                                                                        hopper::Stream stream) {          \
-    using C = Config<hopper::T, head_dim, head_dim_v, block_kv>;                                          \
-    return start_kernel<C>(forward_kernel<C>, params, blocks, stream);                                    \
-  }                                                                                                       \
+#define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, warpgroups, block_kv)                                        \
+  namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                                          \
+  template <>                                                                                                         \
+  hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, warpgroups, block_kv>(const Params& params, int blocks, \
+                                                                                    hopper::Stream stream) {          \
+    using C = Config<hopper::T, head_dim, head_dim_v, warpgroups, block_kv>;                                          \
+    return start_kernel<C>(forward_kernel<C>, params, blocks, stream);                                                \
+  }                                                                                                                   \
   }

@@ -15,15 +15,16 @@ template <class C>
 FLASH3_DEVICE void consume_one_by_one(const Params& params, Shared<C>& shared, Consumer<C>& self) {
   Accumulator<C::head_dim_v> out;
   RingPosition<C::q_stages> q_at;
+  NextTile is;
   FLASH3_NO_UNROLL
   for (RingPosition<work_stages> work_at;; work_at.advance()) {
-    wait_full(shared.work_ring, work_at);
+    wait_full_unless(is.named, shared.work_ring, work_at);
     const Tile tile = shared.tile(work_at);
     if (!tile[tile_valid]) return;
-    begin_tile(params, shared, tile, self, q_at);
+    begin_tile(params, shared, tile, self, q_at, is.q_full);
     take_steps(params, shared, tile, self, q_at, out);
     q_at.advance();
-    end_tile(shared, tile, self, out);
+    is = end_tile(shared, tile, self, work_at.next(), q_at, out);
     finish_tile<C>(params, shared, tile, self.warpgroup, self.rows, out);
     release_by_warp(shared.work_ring, work_at);
   }
@@ -38,19 +39,19 @@ FLASH3_DEVICE void consume_overlapping(const Params& params, Shared<C>& shared, 
   wait_full(shared.work_ring, work_at);
   Tile tile = shared.tile(work_at);
   if (!tile[tile_valid]) return;
-  begin_tile(params, shared, tile, self, q_at);
+  begin_tile(params, shared, tile, self, q_at, false);
   FLASH3_NO_UNROLL
   while (true) {
     take_steps(params, shared, tile, self, q_at, out);
     q_at.advance();
-    end_tile(shared, tile, self, out);
     const RingPosition<work_stages> next_at = work_at.next();
+    const NextTile is = end_tile(shared, tile, self, next_at, q_at, out);
     const Tile next = shared.tile(next_at);
-    wait_full(shared.work_ring, next_at);
+    wait_full_unless(is.named, shared.work_ring, next_at);
     if (!next[tile_valid]) break;
     const Rows rows = self.rows;
     Accumulator<C::block_kv> scores;
-    start_tile(shared, next, self, q_at, scores);
+    start_tile(shared, next, self, q_at, is.q_full, scores);
     finish_tile<C>(params, shared, tile, self.warpgroup, rows, out);
     release_by_warp(shared.work_ring, work_at);
     take_first_step(params, shared, next, self, q_at, scores);
@@ -69,6 +70,7 @@ FLASH3_DEVICE void consume(const Params& params, Shared<C>& shared) {
   } else {
     consume_one_by_one(params, shared, self);
   }
+  wait_until_out_is_taken();
 }
 
 // Every thread of the block calls it, first.
@@ -78,6 +80,7 @@ FLASH3_DEVICE void begin_block(const Params& params, Shared<C>& shared) {
     prefetch_tensor_map(params.query);
     prefetch_tensor_map(params.key);
     prefetch_tensor_map(params.value);
+    prefetch_tensor_map(params.out);
   }
   if (warp_index() == 0 && elect_one()) {
     shared.q_ring.init(4 * C::warpgroups);

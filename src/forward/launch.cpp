@@ -39,6 +39,14 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
       make_packed_attention_map(tensor_of(problem.query, q_batch, problem.rows_q, problem.heads_q, problem.head_dim),
                                 plan.group, q_columns, 64, q_swizzle, params.query));
 
+  const core::Operand out{problem.out.data, problem.out.dtype, problem.out.batch_stride, problem.out.seq_stride,
+                          problem.out.head_stride};
+  require(make_packed_attention_map(tensor_of(out, q_batch, problem.rows_q, problem.heads_q, problem.head_dim_v),
+                                    plan.group, tile.out_columns(), 16, hopper::widest_swizzle(tile.out_columns() * 2),
+                                    params.out));
+  params.out_by_tma = problem.head_dim_v % 8 == 0;
+  params.out_ends_with_tensor = problem.cu_seqlens_q == nullptr && problem.seqused_q == nullptr;
+
   hopper::AttentionTensor key = tensor_of(problem.key, problem.cu_seqlens_k ? 1 : problem.batch, problem.rows_kv,
                                           problem.heads_kv, problem.head_dim);
   hopper::AttentionTensor value = key;
@@ -114,10 +122,11 @@ void launch(const core::ForwardProblem& problem, const plan::ForwardPlan& plan, 
 
   hopper::LaunchStatus status{"no such kernel"};
   const bool is_bfloat16 = problem.dtype == DType::bfloat16;
-#define FLASH3_FORWARD(d, dv, warpgroups, keys, k_stages, v_stages, q_stages, reason)              \
-  if (plan.tile.head_dim == (d) && plan.tile.head_dim_v == (dv) && plan.tile.block_kv == (keys)) { \
-    status = is_bfloat16 ? start<hopper::bfloat16, d, dv, keys>(params, plan.blocks, stream)       \
-                         : start<hopper::float16, d, dv, keys>(params, plan.blocks, stream);       \
+#define FLASH3_FORWARD(d, dv, warpgroups_, keys, k_stages, v_stages, q_stages, reason)                      \
+  if (plan.tile.head_dim == (d) && plan.tile.head_dim_v == (dv) && plan.tile.warpgroups == (warpgroups_) && \
+      plan.tile.block_kv == (keys)) {                                                                       \
+    status = is_bfloat16 ? start<hopper::bfloat16, d, dv, warpgroups_, keys>(params, plan.blocks, stream)   \
+                         : start<hopper::float16, d, dv, warpgroups_, keys>(params, plan.blocks, stream);   \
   }
 #include "plan/kernels.def"
 #undef FLASH3_FORWARD

@@ -78,18 +78,19 @@ FLASH3_DEVICE void skip_blocks(Shared<C>& shared, Consumer<C>& self, int count) 
 FLASH3_DEVICE int position_in_tile(const Params& params, int row) { return row >> params.group_shift; }
 FLASH3_DEVICE int head_in_group(const Params& params, int row) { return row & ((1 << params.group_shift) - 1); }
 
-// The keys that this thread's two rows see. Masked blocks are few: worked out anew in each.
+// The keys that this thread's two rows see. Masked blocks are few: worked out anew in each. Rows beyond the sequence's
+// end see some too; nobody looks at what comes of them.
 FLASH3_DEVICE Visible visible_keys(const Params& params, const Tile& tile, int warpgroup) {
-  const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
-  const Band band = band_of(params, seqlen_q, seqlen_kv);
+  const int seqlen_kv = tile[tile_seqlen_kv];
+  const Band band = band_of(tile);
   const int first = tile[tile_position] + warpgroup * (64 >> params.group_shift);
   Visible visible;
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int position = first + position_in_tile(params, row_of(half, opaque(thread_index()) % 128));
-    const Range keys = core::keys_seen_by_any(band, rows_from(position, 1, seqlen_q), seqlen_kv);
-    visible.key_begin[half] = keys.begin;
-    visible.key_end[half] = keys.end;
+    const int end = position + band.hi + 1;
+    visible.key_begin[half] = position + band.lo;
+    visible.key_end[half] = end < seqlen_kv ? end : seqlen_kv;
   }
   return visible;
 }
@@ -106,7 +107,7 @@ FLASH3_DEVICE bool softmax_by_maximum(const Params& params, const Tile& tile, Co
     self.settled = C::tile.judges_by_sums();
   }
   const bool moved = move_references(params, scores, C::tile.judges_by_sums() ? 0 : growth, self.rows, block);
-  exponentiate(params, scores, self.rows, block);
+  exponentiate<C::tile.row_by_row()>(params, scores, self.rows, block);
   self.rows.sum[0] += block.sum[0];
   self.rows.sum[1] += block.sum[1];
   return moved;
@@ -117,20 +118,12 @@ template <class C>
 FLASH3_DEVICE bool softmax_by_sum(const Params& params, Consumer<C>& self, Accumulator<C::block_kv>& scores,
                                   BlockSums& block) {
   if (params.transform != Transform::none) transform_scores(params, scores);
-  exponentiate(params, scores, self.rows, block);
-  const bool moved = vote_any(!(block.sum[0] <= most_sum && block.sum[1] <= most_sum));
+  exponentiate<C::tile.row_by_row()>(params, scores, self.rows, block);
+  const bool moved = vote_any(block.sum[0] > most_sum || block.sum[1] > most_sum);
   if (moved) lower_probabilities(scores, self.rows, block);
   self.rows.sum[0] += block.sum[0];
   self.rows.sum[1] += block.sum[1];
   return moved;
-}
-
-// Blocks of the tile that this warpgroup leaves out before its first and after its last.
-FLASH3_DEVICE int blocks_before(const Tile& tile, int warpgroup) {
-  return tile[tile_block_end] - tile.share(warpgroup, share_block_end);
-}
-FLASH3_DEVICE int blocks_after(const Tile& tile, int warpgroup) {
-  return tile.share(warpgroup, share_block_begin) - tile[tile_block_begin];
 }
 
 // S = Q K^T of the next block, in flight.
@@ -176,18 +169,18 @@ FLASH3_DEVICE void take_first_step(const Params& params, Shared<C>& shared, cons
 // S = Q K^T of a tile's first block, in flight. The warpgroup holds no stage of a ring while it waits for the tile's.
 template <class C>
 FLASH3_DEVICE void start_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                              const RingPosition<C::q_stages>& q_at, Accumulator<C::block_kv>& scores) {
+                              const RingPosition<C::q_stages>& q_at, bool q_full, Accumulator<C::block_kv>& scores) {
   self.take(tile);
-  skip_blocks(shared, self, blocks_before(tile, self.warpgroup));
-  wait_full(shared.q_ring, q_at);
+  skip_blocks(shared, self, tile.share(self.warpgroup, share_before));
+  wait_full_unless(q_full, shared.q_ring, q_at);
   issue_scores(shared, self, q_at.stage, scores);
 }
 
 template <class C>
 FLASH3_DEVICE void begin_tile(const Params& params, Shared<C>& shared, const Tile& tile, Consumer<C>& self,
-                              const RingPosition<C::q_stages>& q_at) {
+                              const RingPosition<C::q_stages>& q_at, bool q_full) {
   Accumulator<C::block_kv> scores;
-  start_tile(shared, tile, self, q_at, scores);
+  start_tile(shared, tile, self, q_at, q_full, scores);
   take_first_step(params, shared, tile, self, q_at, scores);
 }
 
@@ -236,13 +229,23 @@ FLASH3_DEVICE void take_steps(const Params& params, Shared<C>& shared, const Til
   }
 }
 
+// Whether the next tile is named, and its queries there: asked while the last product is running.
+struct NextTile {
+  bool named = false, q_full = false;
+};
+
 // The last block's O += P V. Afterwards the warpgroup holds nothing of the tile but its output.
 template <class C>
-FLASH3_DEVICE void end_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self, Accumulator<C::head_dim_v>& out) {
+FLASH3_DEVICE NextTile end_tile(Shared<C>& shared, const Tile& tile, Consumer<C>& self,
+                                const RingPosition<work_stages>& next_at, const RingPosition<C::q_stages>& next_q_at,
+                                Accumulator<C::head_dim_v>& out) {
   issue_output(shared, self, out);
+  const NextTile next = {test_full(shared.work_ring, next_at), test_full(shared.q_ring, next_q_at)};
+  self.k_full = test_full(shared.k_ring, self.k_at);
   wgmma_wait_group<0>(out, self.probabilities);
   release_and_advance(shared.v_ring, self.v_at);
-  skip_blocks(shared, self, blocks_after(tile, self.warpgroup));
+  skip_blocks(shared, self, tile.share(self.warpgroup, share_after));
+  return next;
 }
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

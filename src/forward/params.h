@@ -30,6 +30,9 @@ struct Params {
   // Coordinates of query: {column, head in group, row, head, batch}; of key and value: {column, row, head,
   // batch}. value_rows_8 and value_rows_1 have boxes of so many rows, for blocks that must be filled piece by piece.
   hopper::TensorMap query, key, value, value_rows_8, value_rows_1;
+  hopper::TensorMap out;              // coordinates as query's, boxes of 16 rows
+  bool out_by_tma = false;            // head_dim_v fills whole units of 16 bytes
+  bool out_ends_with_tensor = false;  // rows beyond a sequence's end are beyond the tensor's, where TMA writes nothing
 
   Address<const void*> query_address, key_address, value_address;
   Address<void*> out_address;
@@ -65,6 +68,8 @@ struct Params {
   bool unequal_lengths = false;  // of queries: tiles are then counted by the kernel, and there may be fewer
   int heads_together = 1;
   bool longest_first = false;
+
+  unsigned zero = 0;  // which the compiler does not know: see not_before
 };
 
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE

@@ -33,19 +33,24 @@ FLASH3_DEVICE float* lse_of_row(const Params& params, const Tile& tile, int row)
          head_in_group(params, row) * params.lse_head_stride;
 }
 
+// The warpgroup's rows that exist: the first so many of its 64.
+FLASH3_DEVICE int rows_existing(const Params& params, const Tile& tile, int warpgroup) {
+  return ((tile[tile_seqlen_q] - tile[tile_position]) << params.group_shift) - warpgroup * 64;
+}
+
 // `total`: of the row's probabilities. A row that sees no key has total 0: output 0, log-sum-exp -inf, and the sink
 // does not join.
 FLASH3_DEVICE ClosedRow close_row(const Params& params, const Tile& tile, int row, float reference, float total) {
   float numerator = 1;
-  if (params.sinks != nullptr && total != 0) {
+  if (params.sinks != nullptr) {
     const float sink =
         load_global_constant(params.sinks + (tile[tile_head] << params.group_shift) + head_in_group(params, row)) *
         log2_e;
-    if (sink > reference) {
+    if (total != 0 && sink > reference) {
       numerator = exp2_approx(reference - sink);
       total = total * numerator + 1;
       reference = sink;
-    } else {
+    } else if (total != 0) {
       total += exp2_approx(sink - reference);
     }
   }
@@ -62,8 +67,7 @@ FLASH3_DEVICE void repair_row(const Params& params, const Tile& tile, int row) {
   const int head = (tile[tile_head] << params.group_shift) + head_in_group(params, row);
   const int key_head = tile[tile_kv_head];
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
-  const Range keys =
-      core::keys_seen_by_any(band_of(params, seqlen_q, seqlen_kv), rows_from(position, 1, seqlen_q), seqlen_kv);
+  const Range keys = core::keys_seen_by_any(band_of(tile), rows_from(position, 1, seqlen_q), seqlen_kv);
   float query[inner], sum[columns];
   FLASH3_UNROLL
   for (int i = 0; i < inner; ++i) {
@@ -118,16 +122,16 @@ FLASH3_DEVICE bool has_overflowed(float reference, float total) { return referen
 template <class C>
 FLASH3_DEVICE void find_poisoned_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
                                       const float (&factor)[2], bool (&bad)[2]) {
-  if (tile.share(warpgroup, share_block_begin) == tile.share(warpgroup, share_full_begin) &&
-      tile.share(warpgroup, share_block_end) == tile.share(warpgroup, share_full_end)) {
-    return;
-  }
-  float sum[2] = {0, 0};
+  if (tile.share(warpgroup, share_masked) == 0) return;
+  // Half as many instructions as sums; infinite by overflow, they cost time and not bits.
+  float any[4] = {0, 0, 0, 0};
   FLASH3_UNROLL
-  for (int i = 0; i < C::head_dim_v / 2; ++i) sum[half_of(i)] += out[i];
+  for (int i = 0; i < C::head_dim_v / 2; i += 2)
+    any[i / 2 % 4] = fused_multiply_add(out[i], out[i + 1], any[i / 2 % 4]);
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
-    bad[half] = bad[half] || (sum[half] != sum[half] && factor[half] == factor[half]);
+    const float both = any[half] + any[half + 2];
+    bad[half] = bad[half] || (both != both && factor[half] == factor[half]);
   }
 }
 
@@ -135,6 +139,7 @@ FLASH3_DEVICE void find_poisoned_rows(const Tile& tile, int warpgroup, const Acc
 template <class C>
 FLASH3_DEVICE void repair_rows(const Params& params, const Tile& tile, int warpgroup, const bool (&bad)[2]) {
   if (!vote_any(bad[0] || bad[1])) return;
+  if (lane_index() == 0) bulk_wait_group<0>();  // what TMA stores is there before it is overwritten
   FLASH3_NO_UNROLL
   for (int half = 0; half < 2; ++half) {
     const unsigned lanes = vote_ballot(half == 0 ? bad[0] : bad[1]);

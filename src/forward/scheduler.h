@@ -35,10 +35,7 @@ FLASH3_HOST_DEVICE constexpr Place place_of(int index, int row_blocks, int heads
 using Band = core::BasicBand<int>;
 using Range = core::BasicRange<int>;
 
-FLASH3_DEVICE Band band_of(const Params& params, int seqlen_q, int seqlen_kv) {
-  return core::narrow(
-      core::make_band(params.window_left, params.window_right, params.bottom_right, seqlen_q, seqlen_kv));
-}
+FLASH3_DEVICE Band band_of(const Tile& tile) { return {tile[tile_band_lo], tile[tile_band_hi]}; }
 
 // Rows [position, position + count) of a sequence, as far as they exist.
 FLASH3_DEVICE Range rows_from(int position, int count, int seqlen_q) {
@@ -139,7 +136,10 @@ template <class C>
 FLASH3_DEVICE void choose_blocks(const Params& params, Tile tile) {
   const int seqlen_q = tile[tile_seqlen_q], seqlen_kv = tile[tile_seqlen_kv];
   const int share_rows = 64 >> params.group_shift, position = tile[tile_position];
-  const Band band = band_of(params, seqlen_q, seqlen_kv);
+  const Band band =
+      core::narrow(core::make_band(params.window_left, params.window_right, params.bottom_right, seqlen_q, seqlen_kv));
+  tile.set(tile_band_lo, band.lo);
+  tile.set(tile_band_hi, band.hi);
   const core::BasicTileRange<int> blocks =
       core::key_tiles(band, rows_from(position, C::warpgroups * share_rows, seqlen_q), seqlen_kv, C::block_kv);
   // A tile that sees no key visits one block, masked from end to end: output 0 needs no path of its own.
@@ -158,6 +158,9 @@ FLASH3_DEVICE void choose_blocks(const Params& params, Tile tile) {
     tile.set(at + share_full_begin, idle ? last : share.full_begin);
     tile.set(at + share_full_end, idle ? last : share.full_end);
     tile.set(at + share_block_end, idle ? last : share.end);
+    tile.set(at + share_before, idle ? 0 : last - share.end);
+    tile.set(at + share_after, (idle ? last - 1 : share.begin) - (none ? 0 : blocks.begin));
+    tile.set(at + share_masked, idle || share.begin != share.full_begin || share.end != share.full_end);
   }
   const Range seen = core::keys_seen_by_any(band, {0, seqlen_q}, seqlen_kv);
   tile.set(tile_visible_begin, seen.begin);

@@ -21,9 +21,15 @@ FLASH3_DEVICE float row_maximum(float x, Where where = Where::current()) {
   x = maximum(x, shuffle_xor(x, 1, where), where);
   return maximum(x, shuffle_xor(x, 2, where), where);
 }
-FLASH3_DEVICE float row_sum(float x, Where where = Where::current()) {
-  x += shuffle_xor(x, 1, where);
-  return x + shuffle_xor(x, 2, where);
+
+// Of both of a thread's rows at once: neither waits for the other's shuffles.
+FLASH3_DEVICE void row_sums(float (&x)[2], Where where = Where::current()) {
+  FLASH3_UNROLL
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const float other[2] = {shuffle_xor(x[0], distance, where), shuffle_xor(x[1], distance, where)};
+    x[0] += other[0];
+    x[1] += other[1];
+  }
 }
 
 // Rounds a 64 x N accumulator to T in the order in which wgmma wants its A operand: no data crosses lanes.

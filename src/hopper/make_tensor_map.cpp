@@ -1,6 +1,8 @@
 // Owns what any machine's tensor map must satisfy, and the maps of attention tensors.
 #include "hopper/make_tensor_map.h"
 
+#include <algorithm>
+
 namespace flash3::hopper::inline FLASH3_MACHINE {
 namespace {
 
@@ -88,8 +90,8 @@ std::string make_packed_attention_map(const AttentionTensor& tensor, int group, 
     return "tensor map: group is " + std::to_string(group) + "; accepted: a divisor of the " +
            std::to_string(tensor.heads) + " query heads";
   }
-  if (rows % group != 0) {
-    return "tensor map: group is " + std::to_string(group) + "; accepted: a divisor of the tile's " +
+  if (rows % group != 0 && group % rows != 0) {
+    return "tensor map: group is " + std::to_string(group) + "; accepted: a divisor or a multiple of the tile's " +
            std::to_string(rows) + " rows";
   }
   const std::int64_t element = bytes_of(tensor.type);
@@ -101,7 +103,7 @@ std::string make_packed_attention_map(const AttentionTensor& tensor, int group, 
   const std::int64_t sizes[] = {tensor.head_dim, group, tensor.seqlen, tensor.heads / group, tensor.batch};
   const std::int64_t strides[] = {1, tensor.head_stride, tensor.row_stride, tensor.head_stride * group,
                                   tensor.batch_stride};
-  const int box[] = {panel_columns, group, rows / group, 1, 1};
+  const int box[] = {panel_columns, std::min(group, rows), std::max(rows / group, 1), 1, 1};
   for (int d = 0; d < shape.rank; ++d) {
     shape.sizes[d] = sizes[d];
     shape.stride_bytes[d] = strides[d] * element;

@@ -40,7 +40,8 @@ struct AttentionTensor {
                                              Swizzle swizzle, TensorMap& map);
 
 // GQA-packed queries: the `group` heads that share a key head are consecutive rows. A tile row is seqlen index x group
-// + head within the group; rows must be a multiple of group. Coordinates: {column, head in group, row, head_kv, batch}.
+// + head within the group; one of rows and group must be a multiple of the other. Coordinates: {column, head in group,
+// row, head_kv, batch}.
 [[nodiscard]] std::string make_packed_attention_map(const AttentionTensor& tensor, int group, int panel_columns,
                                                     int rows, Swizzle swizzle, TensorMap& map);
 

@@ -70,6 +70,12 @@ FLASH3_DEVICE float unpack_high(unsigned pair) {
   return d;
 }
 
+// x, and not before y has been computed: the compiler, which orders arithmetic as it likes, does not know that `zero`
+// is 0.
+FLASH3_DEVICE float not_before(float x, float y, unsigned zero) {
+  return __uint_as_float((__float_as_uint(y) & zero) | __float_as_uint(x));
+}
+
 FLASH3_DEVICE float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
 FLASH3_DEVICE unsigned float_to_bits(float x) { return __float_as_uint(x); }
 

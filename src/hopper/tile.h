@@ -33,6 +33,15 @@ struct alignas(1024) SharedTile {
   }
   FLASH3_DEVICE SharedAddress address(int row, int column) const { return address() + offset(row, column); }
 
+  // From an element's address to others', for an instruction each. Down by a multiple of eight rows, where the pattern
+  // repeats; and right within the panel, by columns whose bits its own column has not: the swizzle is a XOR.
+  FLASH3_HOST_DEVICE static constexpr SharedAddress below(SharedAddress element, int rows_down) {
+    return element + static_cast<unsigned>(rows_down * row_bytes);
+  }
+  FLASH3_HOST_DEVICE static constexpr SharedAddress right_of(SharedAddress element, int columns_right) {
+    return element ^ static_cast<unsigned>(columns_right * static_cast<int>(sizeof(T)));
+  }
+
   // As wgmma operand whose K runs along a row: A or B^T starting at (row, column). row % 8 == 0, column % 16 == 0.
   FLASH3_DEVICE Descriptor k_major(int row = 0, int column = 0) const {
     return make_descriptor(address() + k_major_offset(row, column), 16, 8 * row_bytes, swizzle);

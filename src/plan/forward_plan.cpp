@@ -35,8 +35,15 @@ std::optional<std::string> tma_refusal(std::string_view name, const core::Operan
   return std::nullopt;
 }
 
-// Keys that a row of the longest sequence sees, on average, from which on a tile for long rows pays.
-constexpr double long_row = 1500;
+// Whether the query heads of a key head can share a tile's rows: TMA can gather them so, 64 rows a warpgroup.
+bool can_pack(const core::Problem& problem) { return problem.group() > 1 && 64 % problem.group() == 0; }
+
+// Keys that a row of the longest sequence sees, on average, from which on a tile for long rows pays: measured. At
+// head_dim 128 that tile's 192 rows divide few lengths, which is why short rows do without it; packed heads fill it.
+double long_row(const ForwardTile& tile, const core::Problem& problem) {
+  if (tile.head_dim <= 64) return 1500;
+  return can_pack(problem) ? 200 : 700;
+}
 
 double keys_a_row(const core::Problem& problem) {
   const std::int64_t rows = std::max<std::int64_t>(problem.max_seqlen_q, 1), keys = problem.max_seqlen_kv;
@@ -51,7 +58,8 @@ const ForwardTile* best_tile(const core::Problem& problem) {
     if (tile.head_dim < problem.head_dim || tile.head_dim_v < problem.head_dim_v) continue;
     const int size = tile.head_dim + tile.head_dim_v;
     const int best_size = best == nullptr ? 0 : best->head_dim + best->head_dim_v;
-    if (best == nullptr || size < best_size || (size == best_size && keys_a_row(problem) >= long_row)) best = &tile;
+    const bool better = size < best_size || (size == best_size && keys_a_row(problem) >= long_row(tile, problem));
+    if (best == nullptr || better) best = &tile;
   }
   return best;
 }
@@ -105,10 +113,9 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
                                        problem.head_dim, problem.head_dim_v));
   }
 
-  // The query heads of a key head can share a tile's rows where TMA can gather them so: 64 rows a warpgroup.
   const std::int64_t group = problem.group();
   const std::int64_t apart = count_tiles(problem, tile, 1);
-  if (group > 1 && 64 % group == 0) {
+  if (can_pack(problem)) {
     const std::int64_t packed = count_tiles(problem, tile, group);
     if (packed < apart) {
       plan.group = static_cast<int>(group);
@@ -134,10 +141,10 @@ ForwardPlan plan_forward(const core::ForwardProblem& problem, const Gpu& gpu) {
                                       static_cast<std::int64_t>(size_of(problem.dtype)));
     const std::int64_t budget = gpu.l2_bytes * 5 / 8;
     std::int64_t together = std::clamp<std::int64_t>(budget / bytes, 1, key_heads);
-    // A group this large ends without one block still at its longest tile while others have run dry. A larger one would
-    // only read all its keys at once and then none.
-    const std::int64_t group_tiles = plan.row_blocks * per_key;
-    together = std::min(together, divide_up(2 * gpu.multiprocessors, group_tiles) + 1);
+    // A group of so many tiles a multiprocessor ends without one block still at its longest tile while others have run
+    // dry. A larger one would only read all its keys at once and then none.
+    const std::int64_t group_tiles = plan.row_blocks * per_key, tiles_each = problem.max_seqlen_kv <= 512 ? 1 : 2;
+    together = std::min(together, divide_up(tiles_each * gpu.multiprocessors, group_tiles) + 1);
     while (key_heads % together != 0) --together;
     plan.heads_together = static_cast<int>(together * per_key);
     plan.reasons.push_back(

@@ -41,6 +41,10 @@ struct ForwardTile {
   // but for an output of 256 columns, which leaves no register to a second loop.
   constexpr bool judges_by_sums() const { return head_dim_v < 256; }
 
+  // Whether the softmax does all of one row first (exponentiate). Measured: it is slower where exponentials, not
+  // products, set the pace and rows of a block are long.
+  constexpr bool row_by_row() const { return head_dim > 64 || block_kv < 128; }
+
   constexpr int q_bytes() const { return q_stages * block_q() * head_dim * 2; }
   constexpr int k_bytes() const { return k_stages * block_kv * head_dim * 2; }
   constexpr int v_columns() const { return (head_dim_v + 63) / 64 * 64; }  // V in panels of 64 columns
@@ -49,7 +53,7 @@ struct ForwardTile {
   constexpr int out_columns() const { return head_dim_v % 64 == 0 ? 64 : 32; }
   constexpr int out_places() const { return head_dim_v > out_columns() ? 2 : 1; }
   constexpr int out_bytes() const { return block_q() * out_columns() * out_places() * 2; }
-  constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 1024; }
+  constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 2048; }
 
   constexpr bool fits() const {
     return shared_bytes() <= shared_bytes_a_block && fragment_registers() + other_registers <= consumer_registers() &&
@@ -72,10 +76,12 @@ constexpr bool all_tiles_fit() {
 }
 static_assert(all_tiles_fit(), "a tile of kernels.def exceeds shared memory or registers");
 
-// The tile compiled for exactly these head dimensions; the first of them, or the one with this block_kv.
-constexpr ForwardTile forward_tile(int head_dim, int head_dim_v, int block_kv = 0) {
+// The tile compiled for exactly these head dimensions; the first of them, or the one that is also of these warpgroups
+// and this block_kv.
+constexpr ForwardTile forward_tile(int head_dim, int head_dim_v, int warpgroups = 0, int block_kv = 0) {
   for (const ForwardTile& tile : forward_tiles) {
-    if (tile.head_dim == head_dim && tile.head_dim_v == head_dim_v && (block_kv == 0 || tile.block_kv == block_kv)) {
+    if (tile.head_dim == head_dim && tile.head_dim_v == head_dim_v &&
+        (warpgroups == 0 || (tile.warpgroups == warpgroups && tile.block_kv == block_kv))) {
       return tile;
     }
   }

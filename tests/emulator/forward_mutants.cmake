@@ -40,17 +40,17 @@ forward_mutant(no_wgmma_fence_before_the_output fragment mainloop.h
 forward_mutant(key_not_waited_for race,uninitialised mainloop.h
   "  wait_full_unless(self.k_full, shared.k_ring, self.k_at);\n"
   "")
-forward_mutant(value_not_waited_for race,uninitialised mainloop.h
+forward_mutant_256(value_not_waited_for race,uninitialised mainloop.h
   "  wait_full_unless(self.v_full, shared.v_ring, self.v_at);\n"
   "")
 forward_mutant(query_not_waited_for race,uninitialised mainloop.h
-  "  wait_full(shared.q_ring, q_at);\n  issue_scores"
+  "  wait_full_unless(q_full, shared.q_ring, q_at);\n  issue_scores"
   "  issue_scores")
 forward_mutant(last_value_released_before_wgmma_completed race mainloop.h
   "  wgmma_wait_group<0>(out, self.probabilities);\n  release_and_advance(shared.v_ring, self.v_at);\n  skip_blocks"
   "  release_and_advance(shared.v_ring, self.v_at);\n  wgmma_wait_group<0>(out, self.probabilities);\n  skip_blocks")
 forward_mutant(blocks_that_others_need_not_let_go deadlock mainloop.h
-  "  skip_blocks(shared, self, blocks_after(tile, self.warpgroup));"
+  "  skip_blocks(shared, self, tile.share(self.warpgroup, share_after));"
   "")
 forward_mutant(tile_released_while_its_output_leaves race,uninitialised kernel.h
   "    finish_tile<C>(params, shared, tile, self.warpgroup, rows, out);\n    release_by_warp(shared.work_ring, work_at);"
@@ -123,26 +123,29 @@ forward_mutant(end_announced_before_it_is_written race,uninitialised scheduler.h
   "  mbarrier_arrive(shared.work_ring.full[at.stage]);\n  shared.tile(at).set(tile_valid, 0);")
 
 forward_mutant(output_read_before_it_is_written race,uninitialised epilogue.h
-  "    sync_warp();  // also"
-  "    // also")
-forward_mutant(output_overwritten_before_it_is_read race epilogue.h
-  "begin / columns % C::tile.out_places()"
-  "begin / columns % 1")
-forward_mutant(another_warps_output_stored race,uninitialised epilogue.h
-  "first_row = warp * 16 + lane / row_chunks"
-  "first_row = (warp ^ 1) * 16 + lane / row_chunks")
-forward_mutant(output_of_rows_that_are_not_there bounds epilogue.h
-  "if (exists(row) && left >= 8)"
-  "if (left >= 8)")
+  "    fence_proxy_async();\n    sync_warp();\n"
+  "    fence_proxy_async();\n")
+forward_mutant(output_not_fenced_for_tma proxy epilogue.h
+  "    fence_proxy_async();\n"
+  "")
+forward_mutant(output_overwritten_before_it_is_taken race epilogue.h
+  "    wait_until_out_is_taken();\n"
+  "    sync_warp();\n")
+forward_mutant(another_warps_output_stored race,uninitialised,proxy epilogue.h
+  "OutTile::below(place.address(), first_row)"
+  "OutTile::below(place.address(), first_row ^ 16)")
 forward_mutant(log_sum_exp_of_rows_that_are_not_there bounds epilogue.h
-  "opaque(lane_index()) % 4 == 0 && position_in_tile(params, row) < existing"
+  "opaque(lane_index()) % 4 == 0 && row + 8 * half < existing"
   "opaque(lane_index()) % 4 == 0")
 
-forward_mutant(next_tile_read_before_it_is_named race,uninitialised kernel.h
-  "    wait_full(shared.work_ring, next_at);\n"
-  "")
+forward_mutant(next_tile_read_before_it_is_named race,uninitialised mainloop.h
+  "{test_full(shared.work_ring, next_at),"
+  "{true,")
+forward_mutant(next_tiles_query_not_waited_for race,uninitialised mainloop.h
+  "test_full(shared.q_ring, next_q_at)}"
+  "true}")
 forward_mutant_256(next_tile_read_before_it_is_named race,uninitialised kernel.h
-  "    wait_full(shared.work_ring, work_at);\n    const Tile tile"
+  "    wait_full_unless(is.named, shared.work_ring, work_at);\n    const Tile tile"
   "    const Tile tile")
 forward_mutant(tile_visited_before_it_is_named race,uninitialised kernel.h
   "  wait_full(shared.work_ring, work_at);\n  Tile tile"

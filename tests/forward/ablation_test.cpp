@@ -22,18 +22,19 @@ hopper::LaunchStatus start_chosen(const Params& params, int blocks) {
   return start_if<head_dim, Techniques{}>(params, blocks);
 }
 
-#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason)            \
-  template <>                                                                                                       \
-  hopper::LaunchStatus start<hopper::bfloat16, head_dim, head_dim_v, block_kv>(const Params& params, int blocks,    \
-                                                                               hopper::Stream) {                    \
-    if constexpr (head_dim == head_dim_v && (head_dim == 64 || head_dim == 128 || head_dim == 192)) {               \
-      return start_chosen<head_dim>(params, blocks);                                                                \
-    }                                                                                                               \
-    return {"not in this test"};                                                                                    \
-  }                                                                                                                 \
-  template <>                                                                                                       \
-  hopper::LaunchStatus start<hopper::float16, head_dim, head_dim_v, block_kv>(const Params&, int, hopper::Stream) { \
-    return {"not in this test"};                                                                                    \
+#define FLASH3_FORWARD(head_dim, head_dim_v, warpgroups, block_kv, k_stages, v_stages, q_stages, reason)      \
+  template <>                                                                                                 \
+  hopper::LaunchStatus start<hopper::bfloat16, head_dim, head_dim_v, warpgroups, block_kv>(                   \
+      const Params& params, int blocks, hopper::Stream) {                                                     \
+    if constexpr (head_dim == head_dim_v && (head_dim == 64 || head_dim == 128 || head_dim == 192)) {         \
+      return start_chosen<head_dim>(params, blocks);                                                          \
+    }                                                                                                         \
+    return {"not in this test"};                                                                              \
+  }                                                                                                           \
+  template <>                                                                                                 \
+  hopper::LaunchStatus start<hopper::float16, head_dim, head_dim_v, warpgroups, block_kv>(const Params&, int, \
+                                                                                          hopper::Stream) {   \
+    return {"not in this test"};                                                                              \
   }
 #include "plan/kernels.def"
 #undef FLASH3_FORWARD

@@ -227,7 +227,7 @@ matrix_kernel(FLASH3_GRID_CONSTANT(MatrixParams) params) {
   unsigned words[4];
   for (int i = 0; i < 4; ++i)
     words[i] = static_cast<unsigned>(lane * 8 + 2 * i) | static_cast<unsigned>(lane * 8 + 2 * i + 1) << 16;
-  const SharedAddress row = tile.address(16 + lane % 16, 32 + lane / 16 * 8);
+  const SharedAddress row = tile.right_of(tile.below(tile.address(lane % 16, lane / 16 * 8), 16), 32);
   stmatrix_x4<transposed_store>(row, words);
   const unsigned two[2] = {words[0], words[1]};
   stmatrix_x2(tile.address(lane % 16, 0), two);
@@ -379,6 +379,7 @@ TEST(Tma, FillsSkipsAndAdds) {
 struct PackedParams {
   TensorMap in;
   std::uint16_t* out;  // 32 x 64
+  int head = 0;
 };
 struct PackedShared {
   SharedTile<bfloat16, 32, 64> tile;
@@ -391,7 +392,7 @@ packed_kernel(FLASH3_GRID_CONSTANT(PackedParams) params) {
     mbarrier_init(shared.full, 1);
     fence_mbarrier_init();
     mbarrier_arrive_expect_tx(shared.full, shared.tile.byte_count);
-    load_tile(shared.tile, params.in, {0, 0, 3, 1, 0}, shared.full);
+    load_tile(shared.tile, params.in, {0, params.head, 3, 1, 0}, shared.full);
   }
   sync_warp();
   mbarrier_wait_parity(shared.full, 0);
@@ -400,12 +401,14 @@ packed_kernel(FLASH3_GRID_CONSTANT(PackedParams) params) {
   }
 }
 
-TEST(Tma, PackedHeads) {
-  constexpr int rows = 9, heads = 8, group = 4, d = 64;
-  const auto in = random_elements<bfloat16>(rows * heads * d, 6);
+// From row 3 of key head 1, and from head `first` of the group.
+void test_packed_heads(int heads, int group, int first) {
+  constexpr int rows = 9, d = 64;
+  const auto in = random_elements<bfloat16>(static_cast<std::size_t>(rows * heads * d), 6);
   const Buffer<std::uint16_t> in_buffer(in, "in"), out_buffer(std::vector<std::uint16_t>(32 * 64), "out");
   PackedParams params;
   params.out = out_buffer.data();
+  params.head = first;
   const AttentionTensor tensor = {in_buffer.data(), ElementType::bfloat16, 1, rows, heads, d, 0, heads * d, d};
   ASSERT_EQ(make_packed_attention_map(tensor, group, 64, 32, Swizzle::b128, params.in), "");
   LaunchShape shape;
@@ -414,13 +417,18 @@ TEST(Tma, PackedHeads) {
   run(packed_kernel, shape, params);
   const auto out = out_buffer.get();
   for (int i = 0; i < 32; ++i) {
-    const int row = 3 + i / group, head = group + i % group;  // from row 3 of key head 1
+    const int row = 3 + i / group, head = group + first + i % group;
     for (int c = 0; c < d; ++c) {
       const std::uint16_t wanted =
           row < rows ? in[static_cast<std::size_t>((row * heads + head) * d + c)] : std::uint16_t{0};
       ASSERT_EQ(out[static_cast<std::size_t>(i * 64 + c)], wanted) << i << " " << c;
     }
   }
+}
+
+TEST(Tma, PackedHeads) {
+  test_packed_heads(8, 4, 0);
+  test_packed_heads(128, 64, 32);  // more heads in a group than rows in a box
 }
 
 // ---- TMA in every number of dimensions, adding in every type.
@@ -617,6 +625,7 @@ TEST(Access, MemoryBarriersAndArithmetic) {
 struct WarpParams {
   unsigned* out;  // 16 words a thread
   int* counter;
+  unsigned zero = 0;
 };
 struct WarpShared {
   SharedArray<int, 64> values;
@@ -636,7 +645,9 @@ warp_kernel(FLASH3_GRID_CONSTANT(WarpParams) params) {
                static_cast<unsigned>(vote_any(thread == 40)) * 2 + static_cast<unsigned>(vote_all(thread < 32)));
   store_global(out + 5, static_cast<unsigned>(elect_one()));
   store_global(out + 6, float_to_bits(row_maximum(static_cast<float>(lane))));
-  store_global(out + 7, float_to_bits(row_sum(static_cast<float>(lane))));
+  float sums[2] = {static_cast<float>(lane), static_cast<float>(-2 * lane)};
+  row_sums(sums);
+  store_global(out + 7, float_to_bits(lane % 2 == 0 ? sums[0] : sums[1]));
   store_global(out + 8, pack<bfloat16>(static_cast<float>(lane), -1.5f));
   store_global(out + 9, pack<float16>(static_cast<float>(lane), -1.5f));
   store_global(out + 10, float_to_bits(unpack_high<float16>(pack<float16>(1.0f, static_cast<float>(lane)))));
@@ -657,7 +668,8 @@ warp_kernel(FLASH3_GRID_CONSTANT(WarpParams) params) {
   store_global(out + 12, static_cast<unsigned>(other));
   if (elect_one()) atomic_add_global(params.counter, 1);
   store_global(out + 14, float_to_bits(exp2_approx(static_cast<float>(lane) / 4 - 3)));
-  store_global(out + 15, float_to_bits(rcp_approx(static_cast<float>(lane) + 0.5f)));
+  const float late = not_before(static_cast<float>(lane), exp2_approx(static_cast<float>(lane)), params.zero);
+  store_global(out + 15, float_to_bits(rcp_approx(late + 0.5f)));
 }
 
 TEST(Warp, ExchangesVotesAndArithmetic) {
@@ -681,7 +693,7 @@ TEST(Warp, ExchangesVotesAndArithmetic) {
     EXPECT_EQ(o[4], thread < 32 ? 1u : 2u);
     elected += static_cast<int>(o[5]);
     EXPECT_EQ(o[6], bits(static_cast<float>(lane / 4 * 4 + 3)));
-    EXPECT_EQ(o[7], bits(static_cast<float>(lane / 4 * 16 + 6)));
+    EXPECT_EQ(o[7], bits(static_cast<float>(lane / 4 * 16 + 6) * (lane % 2 == 0 ? 1.0f : -2.0f)));
     EXPECT_EQ(o[8] & 0xffff, rounded<bfloat16>(static_cast<float>(lane)));
     EXPECT_EQ(o[8] >> 16, rounded<bfloat16>(-1.5f));
     EXPECT_EQ(o[9] & 0xffff, rounded<float16>(static_cast<float>(lane)));

@@ -65,11 +65,21 @@ TEST(ForwardPlan, LongRowsGetTheirOwnTileAtHeadDim64) {
   EXPECT_EQ(plan_of(arguments(shape)).tile.block_kv, 64);
 }
 
+TEST(ForwardPlan, LongRowsGetThreeWarpgroupsAtHeadDim128) {
+  Shape shape{.seqlen_q = 1024, .seqlen_kv = 1024, .head_dim = 128, .head_dim_v = 128};
+  EXPECT_EQ(plan_of(arguments(shape)).tile.warpgroups, 3);
+  ForwardArgs args = arguments(shape);
+  args.options.causal = true;  // a row sees half as many
+  EXPECT_EQ(plan_of(args).tile.warpgroups, 2);
+  shape.seqlen_q = shape.seqlen_kv = 512;
+  EXPECT_EQ(plan_of(arguments(shape)).tile.warpgroups, 2);
+}
+
 TEST(ForwardPlan, PacksHeadsWhereThatMakesFewerTiles) {
   Shape decode{.seqlen_q = 1, .seqlen_kv = 5000, .heads_q = 32, .heads_kv = 4};
   EXPECT_EQ(plan_of(arguments(decode)).group, 8);
   EXPECT_EQ(plan_of(arguments(decode)).tiles, 4 * 2);
-  Shape prefill{.seqlen_q = 4096, .seqlen_kv = 4096, .heads_q = 32, .heads_kv = 4};
+  Shape prefill{.seqlen_q = 4096, .seqlen_kv = 4096, .heads_q = 32, .heads_kv = 4, .head_dim = 256, .head_dim_v = 256};
   EXPECT_EQ(plan_of(arguments(prefill)).group, 1);
   Shape three{.seqlen_q = 1, .seqlen_kv = 5000, .heads_q = 6, .heads_kv = 2};  // 64 rows are no multiple of 3
   EXPECT_EQ(plan_of(arguments(three)).group, 1);
