@@ -31,27 +31,22 @@ FLASH3_DEVICE void close_rows(const Params& params, const Tile& tile, int warpgr
   }
 }
 
-// A warp's 16 rows of some columns of O, from shared memory, by the warp itself.
+// A warp's 16 rows of some columns of O, from shared memory, where TMA cannot: rows of which another sequence has the
+// last, or which end within 16 bytes.
 template <class C, class Place>
 FLASH3_DEVICE void store_rows(const Params& params, const Tile& tile, int warpgroup, const Place& place, int first_row,
                               int begin, int existing) {
   using T = typename C::Element;
-  constexpr int row_chunks = Place::columns / 8, rows_at_once = 32 / row_chunks, steps = 16 / rows_at_once;
-  const int lane = opaque(lane_index()), column = lane % row_chunks * 8, first = first_row + lane / row_chunks;
+  constexpr int row_chunks = Place::columns / 8;
+  const int lane = opaque(lane_index()), column = lane % row_chunks * 8;
   const int left = params.head_dim_v - begin - column;
-  Words4 words[steps];  // all at once: one after the other, each would wait for the last
-  FLASH3_UNROLL
-  for (int i = 0; i < steps; ++i) words[i] = load_shared_16(place.address(first + i * rows_at_once, column));
-  FLASH3_UNROLL
-  for (int i = 0; i < steps; ++i) {
-    const int row = first + i * rows_at_once;
-    T* const target = out_row<T>(params, tile, warpgroup * 64 + row) + begin + column;
-    if (row < existing && left >= 8) store_global_16(target, words[i]);
-  }
-  if (params.head_dim_v % 8 == 0) return;
   FLASH3_NO_UNROLL
-  for (int row = first; left < 8 && row < first_row + 16 && row < existing; row += rows_at_once) {
+  for (int row = first_row + lane / row_chunks; row < first_row + 16 && row < existing; row += 32 / row_chunks) {
     T* const target = out_row<T>(params, tile, warpgroup * 64 + row) + begin + column;
+    if (left >= 8) {
+      store_global_16(target, load_shared_16(place.address(row, column)));
+      continue;
+    }
     FLASH3_NO_UNROLL
     for (int e = 0; e < left; ++e) store_global(target + e, T{load_shared_2(place.address(row, column + e))});
   }
@@ -64,9 +59,7 @@ FLASH3_DEVICE void wait_until_out_is_taken() {
 }
 
 // O, rounded, to global memory. A warp passes its 16 rows through places of its own in shared memory, some columns at
-// a time; no warp waits for another. TMA takes the last of them. It comes too late for those before, whose places are
-// needed again at once: its copies queue up behind the next tile's. Nor can it store rows of which another sequence has
-// some, or which end within 16 bytes.
+// a time, from where TMA takes them; no warp waits for another.
 template <class C>
 FLASH3_DEVICE void store_out(const Params& params, Shared<C>& shared, const Tile& tile, int warpgroup,
                              const Accumulator<C::head_dim_v>& out) {
@@ -97,7 +90,7 @@ FLASH3_DEVICE void store_out(const Params& params, Shared<C>& shared, const Tile
     FLASH3_UNROLL
     for (int begin = round; begin < round + columns * places && begin < C::head_dim_v; begin += columns) {
       const OutTile& place = shared.out[warpgroup][(begin - round) / columns];
-      if (!by_tma || round + columns * places < C::head_dim_v) {
+      if (!by_tma) {
         store_rows<C>(params, tile, warpgroup, place, first_row, begin, existing);
       } else if (lane_index() == 0) {
         cp_async_bulk_tensor_store(params.out, {begin, head_in_group(params, tile_row), row, head, batch},
