@@ -33,9 +33,10 @@ FLASH3_DEVICE float* lse_of_row(const Params& params, const Tile& tile, int row)
          head_in_group(params, row) * params.lse_head_stride;
 }
 
-// The warpgroup's rows that exist: the first so many of its 64.
+// The warpgroup's rows that exist: the first so many of its 64 (all of them, if more).
 FLASH3_DEVICE int rows_existing(const Params& params, const Tile& tile, int warpgroup) {
-  return ((tile[tile_seqlen_q] - tile[tile_position]) << params.group_shift) - warpgroup * 64;
+  const int left = tile[tile_seqlen_q] - tile[tile_position], most = 64 * most_warpgroups;
+  return ((left < most ? left : most) << params.group_shift) - warpgroup * 64;
 }
 
 // `total`: of the row's probabilities. A row that sees no key has total 0: output 0, log-sum-exp -inf, and the sink
@@ -123,15 +124,19 @@ template <class C>
 FLASH3_DEVICE void find_poisoned_rows(const Tile& tile, int warpgroup, const Accumulator<C::head_dim_v>& out,
                                       const float (&factor)[2], bool (&bad)[2]) {
   if (tile.share(warpgroup, share_masked) == 0) return;
-  // Half as many instructions as sums; infinite by overflow, they cost time and not bits.
+  // Products first, half as many instructions: where they hold no NaN, O has none.
   float any[4] = {0, 0, 0, 0};
   FLASH3_UNROLL
   for (int i = 0; i < C::head_dim_v / 2; i += 2)
     any[i / 2 % 4] = fused_multiply_add(out[i], out[i + 1], any[i / 2 % 4]);
+  const float all = any[0] + any[1] + any[2] + any[3];
+  if (!vote_any(all != all)) return;
+  float sum[2] = {0, 0};
+  FLASH3_UNROLL
+  for (int i = 0; i < C::head_dim_v / 2; ++i) sum[half_of(i)] += out[i];
   FLASH3_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const float both = any[half] + any[half + 2];
-    bad[half] = bad[half] || (both != both && factor[half] == factor[half]);
+    bad[half] = bad[half] || (sum[half] != sum[half] && factor[half] == factor[half]);
   }
 }
 

@@ -16,8 +16,8 @@ inline constexpr float ln_2 = 0.6931471805599453f;
 inline constexpr float unseen = -__FLT_MAX__;
 // What a maximum may exceed the reference by, in exponents.
 inline constexpr float growth = 4;
-// What a thread's sum of a block's probabilities may be before the reference moves. On N(0, 1) it is about 4 (of 32
-// columns); where all scores are equal it is 32, and such rows move once.
+// What a thread's sum of a block's probabilities may be before the reference moves. On N(0, 1) it is about an eighth of
+// its 16 to 32 columns; where all scores are equal it is their number, and such rows move once at most.
 inline constexpr float most_sum = 16;
 // Beyond this sum the row is given up, and computed anew in the end (repair.h). Nearly all of float32's range: no
 // further than its reciprocal is exact.

@@ -51,15 +51,18 @@ double keys_a_row(const core::Problem& problem) {
   return core::visible_pairs(band, rows, keys) / static_cast<double>(rows);
 }
 
-// The smallest that holds the head dimensions; of two with the same, the second where rows are long.
+// The smallest that holds the head dimensions; of two with the same, the second where rows are long, and more than fit
+// the first.
 const ForwardTile* best_tile(const core::Problem& problem) {
+  const std::int64_t rows = problem.max_seqlen_q * (can_pack(problem) ? problem.group() : 1);
   const ForwardTile* best = nullptr;
   for (const ForwardTile& tile : forward_tiles) {
     if (tile.head_dim < problem.head_dim || tile.head_dim_v < problem.head_dim_v) continue;
     const int size = tile.head_dim + tile.head_dim_v;
     const int best_size = best == nullptr ? 0 : best->head_dim + best->head_dim_v;
-    const bool better = size < best_size || (size == best_size && keys_a_row(problem) >= long_row(tile, problem));
-    if (best == nullptr || better) best = &tile;
+    const bool worth_it = best != nullptr && (tile.block_q() <= best->block_q() || rows > best->block_q()) &&
+                          keys_a_row(problem) >= long_row(tile, problem);
+    if (best == nullptr || size < best_size || (size == best_size && worth_it)) best = &tile;
   }
   return best;
 }

@@ -49,10 +49,11 @@ struct ForwardTile {
   constexpr int k_bytes() const { return k_stages * block_kv * head_dim * 2; }
   constexpr int v_columns() const { return (head_dim_v + 63) / 64 * 64; }  // V in panels of 64 columns
   constexpr int v_bytes() const { return v_stages * block_kv * v_columns() * 2; }
-  // O leaves through a place of so many columns for each row, or through two in turn.
+  // O leaves through one or two places of so many columns for each row.
   constexpr int out_columns() const { return head_dim_v % 64 == 0 ? 64 : 32; }
   constexpr int out_places() const { return head_dim_v > out_columns() ? 2 : 1; }
   constexpr int out_bytes() const { return block_q() * out_columns() * out_places() * 2; }
+  // 2 KiB: barriers, and the tiles' descriptions.
   constexpr int shared_bytes() const { return q_bytes() + k_bytes() + v_bytes() + out_bytes() + 2048; }
 
   constexpr bool fits() const {

@@ -125,6 +125,9 @@ forward_mutant(end_announced_before_it_is_written race,uninitialised scheduler.h
 forward_mutant(output_read_before_it_is_written race,uninitialised epilogue.h
   "    fence_proxy_async();\n    sync_warp();\n"
   "    fence_proxy_async();\n")
+forward_mutant(memory_gone_before_the_last_output_is_taken race kernel.h
+  "  wait_until_out_is_taken();\n"
+  "")
 forward_mutant(output_not_fenced_for_tma proxy epilogue.h
   "    fence_proxy_async();\n"
   "")

@@ -489,6 +489,26 @@ inline std::vector<Case> all_cases() {
       c.name = type + " 64x64 long rows, causal, window";
       add(c);
     }
+    {
+      const auto long_rows = [&](const char* what, auto change) {
+        Case c;
+        c.dtype = dtype;
+        c.heads_q = c.heads_kv = 1, c.head_dim = c.head_dim_v = 128;
+        c.lengths_q = {230}, c.lengths_kv = {900};
+        change(c);
+        c.name = type + " 128x128 long rows" + what;
+        add(c);
+      };
+      long_rows("", [](Case&) {});
+      long_rows(", causal, softcap, sinks",
+                [](Case& c) { c.options.causal = true, c.options.softcap = 5, c.sinks = true; });
+      long_rows(", window", [](Case& c) { c.options.window_left = 800, c.options.window_right = 60; });
+      long_rows(", NaN in some values, causal", [](Case& c) { c.options.causal = true, c.nan_key_share = 0.01; });
+      long_rows(", variable queries", [](Case& c) {
+        c.variable_q = c.variable_kv = true, c.options.causal = true;
+        c.lengths_q = {230, 7, 140}, c.lengths_kv = {900, 60, 141};
+      });
+    }
     for (Shape shape : {Shape{8, 8}, Shape{40, 40}, Shape{72, 72}, Shape{80, 64}, Shape{64, 128}, Shape{100, 100},
                         Shape{160, 96}, Shape{161, 77}, Shape{200, 250}, Shape{256, 8}, Shape{5, 3}}) {
       Case c;

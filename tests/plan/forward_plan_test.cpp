@@ -73,6 +73,11 @@ TEST(ForwardPlan, LongRowsGetThreeWarpgroupsAtHeadDim128) {
   EXPECT_EQ(plan_of(args).tile.warpgroups, 2);
   shape.seqlen_q = shape.seqlen_kv = 512;
   EXPECT_EQ(plan_of(arguments(shape)).tile.warpgroups, 2);
+  shape.heads_kv = 1;  // packed, they fill 192 rows
+  EXPECT_EQ(plan_of(arguments(shape)).tile.warpgroups, 3);
+  shape.seqlen_q = 1;  // few enough for two warpgroups
+  shape.seqlen_kv = 5000;
+  EXPECT_EQ(plan_of(arguments(shape)).tile.warpgroups, 2);
 }
 
 TEST(ForwardPlan, PacksHeadsWhereThatMakesFewerTiles) {
