@@ -19,14 +19,21 @@ hopper::LaunchStatus start_kernel(void (*kernel)(Params), const Params& params, 
   return hopper::launch(kernel, shape, params);
 }
 
+template <class C>
+hopper::LaunchStatus start_whole(const Params& params, int blocks, hopper::Stream stream) {
+  return start_kernel<C>(forward_kernel<C>, params, blocks, stream);
+}
+
 }  // namespace flash3::forward_kernels::inline FLASH3_MACHINE
 
-#define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, warpgroups, block_kv)                                        \
+// What launch.cpp calls for this kernel is start_by<its Config>.
+#define FLASH3_INSTANCE_BY(start_by, T, head_dim, head_dim_v, warpgroups, block_kv)                                   \
   namespace flash3::forward_kernels::inline FLASH3_MACHINE {                                                          \
   template <>                                                                                                         \
   hopper::LaunchStatus start<hopper::T, head_dim, head_dim_v, warpgroups, block_kv>(const Params& params, int blocks, \
                                                                                     hopper::Stream stream) {          \
-    using C = Config<hopper::T, head_dim, head_dim_v, warpgroups, block_kv>;                                          \
-    return start_kernel<C>(forward_kernel<C>, params, blocks, stream);                                                \
+    return start_by<Config<hopper::T, head_dim, head_dim_v, warpgroups, block_kv>>(params, blocks, stream);           \
   }                                                                                                                   \
   }
+#define FLASH3_FORWARD_INSTANCE(T, head_dim, head_dim_v, warpgroups, block_kv) \
+  FLASH3_INSTANCE_BY(start_whole, T, head_dim, head_dim_v, warpgroups, block_kv)

@@ -39,11 +39,9 @@ void make_maps(const core::ForwardProblem& problem, const plan::ForwardPlan& pla
       make_packed_attention_map(tensor_of(problem.query, q_batch, problem.rows_q, problem.heads_q, problem.head_dim),
                                 plan.group, q_columns, 64, q_swizzle, params.query));
 
-  const core::Operand out{problem.out.data, problem.out.dtype, problem.out.batch_stride, problem.out.seq_stride,
-                          problem.out.head_stride};
-  require(make_packed_attention_map(tensor_of(out, q_batch, problem.rows_q, problem.heads_q, problem.head_dim_v),
-                                    plan.group, tile.out_columns(), 16, hopper::widest_swizzle(tile.out_columns() * 2),
-                                    params.out));
+  require(make_packed_attention_map(
+      tensor_of(problem.out, q_batch, problem.rows_q, problem.heads_q, problem.head_dim_v), plan.group,
+      tile.out_columns(), 16, hopper::widest_swizzle(tile.out_columns() * 2), params.out));
   params.out_by_tma = problem.head_dim_v % 8 == 0;
   params.out_ends_with_tensor = problem.cu_seqlens_q == nullptr && problem.seqused_q == nullptr;
 

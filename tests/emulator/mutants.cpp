@@ -33,8 +33,8 @@ struct Tensor {
         head_dim(head_dim_),
         bits(static_cast<std::size_t>(rows_ * heads_ * head_dim_)),
         known(bits.data(), bits.size() * 2, name, access) {
-    std::mt19937 dice(
-        static_cast<unsigned>(name[0]));  // not the same numbers in two tensors: then no row would ever rise
+    // Not the same numbers in two tensors: a query would then see itself best of all, and no row rise later.
+    std::mt19937 dice(static_cast<unsigned>(name[0]));
     std::normal_distribution<float> normal;
     for (auto& b : bits) b = core::to_bfloat16(normal(dice)).bits;
   }
